@@ -1,0 +1,1 @@
+"""A device-mapper in user space, behind the device-mapper control protocol."""
