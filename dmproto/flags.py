@@ -42,6 +42,4 @@ class NameListFlag(IntFlag):
 
 def flag_names(value: int) -> list[str]:
     """Names of the set bits, lowest first; a bit without a name is given as hexadecimal."""
-    return [
-        DmFlag(1 << bit).name or hex(1 << bit) for bit in range(value.bit_length()) if value >> bit & 1
-    ]
+    return [DmFlag(1 << bit).name or hex(1 << bit) for bit in range(value.bit_length()) if value >> bit & 1]
