@@ -1,0 +1,20 @@
+"""An open control node: what a client is to the device-mapper, whichever door it came through."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+__all__ = ["Cancel", "Session"]
+
+#: Ends a parked command: it is answered with EINTR at once.
+Cancel = Callable[[], None]
+
+
+@dataclass(slots=True)
+class Session:
+    """`privileged`: CAP_SYS_ADMIN, or NetBSD's superuser. `event_nr`: the global event number at open or at the last
+    DEV_ARM_POLL; the node is readable when it differs from the mapper's (`dm_poll`)."""
+
+    privileged: bool = True
+    event_nr: int = 0

@@ -1,0 +1,126 @@
+"""A mapped device: two table slots, its names, its state (NetBSD `struct dm_dev`, Linux `struct mapped_device` with
+its `struct hash_cell`)."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from ..io.bio import Bio
+from ..io.blockdev import BlockDevice
+from ..io.mapped import MappedIo
+from .dm_table import DmTable
+
+if TYPE_CHECKING:
+    from .mapper import Mapper
+
+__all__ = ["DmDev"]
+
+
+class DmDev(BlockDevice):
+    """`slots[cur_active]` is the live table, the other slot the inactive one; None is an empty slot.
+
+    `suspended`: bios are held. `event_nr` counts this device's events. `geometry` is (cylinders, heads, sectors,
+    start). `has_disk`: the block device exists (Linux makes it at the first table load). `openers` is the open
+    count.
+    """
+
+    def __init__(self, mapper: Mapper, minor: int, name: str, uuid: str) -> None:
+        super().__init__(f"/dev/dm-{minor}", (mapper.major, minor))
+        self.mapper = mapper
+        self.minor = minor
+        self.name = name
+        self.uuid = uuid
+        self.slots: list[DmTable | None] = [None, None]
+        self.cur_active = 0
+        self.suspended = False
+        self.deferred_remove = False
+        self.has_disk = False
+        self.removed = False
+        self.geometry = (0, 0, 0, 0)
+        self.event_nr = 0
+        self.io = MappedIo(self)
+        self._waiters: dict[int, Callable[[], None]] = {}
+        self._waiter_ids = itertools.count()
+
+    @property
+    def live(self) -> DmTable | None:
+        return self.slots[self.cur_active]
+
+    @property
+    def inactive(self) -> DmTable | None:
+        return self.slots[1 - self.cur_active]
+
+    @inactive.setter
+    def inactive(self, table: DmTable | None) -> None:
+        self.slots[1 - self.cur_active] = table
+
+    @property
+    def size(self) -> int:
+        return self.live.size if self.live else 0
+
+    def swap(self) -> DmTable | None:
+        """The inactive table becomes live; returns the one that was live, for the caller to destroy."""
+        old = self.live
+        self.cur_active = 1 - self.cur_active
+        self.inactive = None
+        self.io.table_changed()
+        if self.live:
+            self.read_only = self.live.read_only
+            self.limits = self.live.limits()
+            if old and old.size != self.live.size:
+                self.geometry = (0, 0, 0, 0)
+        return old
+
+    def suspend(self, done: Callable[[], None], *, noflush: bool = False) -> None:
+        """Hold bios and call `done` once none is under way (`dm_suspend`)."""
+        targets = self.live.targets if self.live else []
+        for target in targets:
+            target.presuspend()
+
+        def drained() -> None:
+            self.suspended = True
+            for target in targets:
+                target.postsuspend()
+            done()
+
+        self.io.block(drained, noflush=noflush)
+
+    def resume(self) -> None:
+        """Let bios run (`dm_resume`). TargetError when a target refuses; the device then stays suspended."""
+        targets = self.live.targets if self.live else []
+        for target in targets:
+            target.preresume()
+        for target in targets:
+            target.resume()
+        self.suspended = False
+        self.io.unblock()
+
+    def event(self) -> None:
+        """Something happened: the event number goes up, waiters and pollers wake. Callable from any thread."""
+        self.event_nr += 1
+        waiters, self._waiters = self._waiters, {}
+        self.mapper.events.bump()
+        for wake in waiters.values():
+            wake()
+
+    def on_event(self, wake: Callable[[], None]) -> Callable[[], None]:
+        """Call `wake` at the next event, once; returns the function that cancels it."""
+        key = next(self._waiter_ids)
+        self._waiters[key] = wake
+
+        def cancel() -> None:
+            self._waiters.pop(key, None)
+
+        return cancel
+
+    def submit_bio(self, bio: Bio) -> None:
+        self.io.submit(bio)
+
+    def last_close(self) -> None:
+        if self.deferred_remove:
+            self.mapper.remove(self)
+
+    def __repr__(self) -> str:
+        return f"<DmDev {self.name!r} {self.dev[0]}:{self.minor}>"

@@ -1,0 +1,102 @@
+"""A table: targets, in order, and the references to physical devices that they hold (Linux `dm-table.c`)."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from ..io.blockdev import BlockDevice
+from ..io.limits import QueueLimits
+from .dm_pdev import DmPdev
+from .dm_target import Target
+
+if TYPE_CHECKING:
+    from .dm_dev import DmDev
+
+__all__ = ["DmTable", "Resolver"]
+
+#: How a control module finds what a table names: (key for the pdev list, path, device), or OSError.
+Resolver = Callable[[str], tuple[Hashable, str, BlockDevice]]
+
+
+class DmTable:
+    """The targets of one slot of `device`. `resolve` finds the devices that parameters name."""
+
+    def __init__(self, device: DmDev, resolve: Resolver, *, read_only: bool = False) -> None:
+        self.device = device
+        self.read_only = read_only
+        self.targets: list[Target] = []
+        self.pdevs: Counter[DmPdev] = Counter()
+        self._resolve = resolve
+        self._ends: list[int] = []
+
+    @property
+    def size(self) -> int:
+        """Sectors, the sum of the targets' lengths."""
+        return sum(target.len for target in self.targets)
+
+    @property
+    def _user(self) -> Hashable:
+        return (self.device, self.read_only)
+
+    def add_target(self, kind: type[Target], begin: int, length: int, argv: Sequence[str]) -> Target:
+        """Construct a target and append it. When `ctr` raises, the references it took are given back."""
+        target = kind(self, begin, length)
+        before = self.pdevs.copy()
+        try:
+            target.ctr(argv)
+        except BaseException:
+            for pdev, count in (self.pdevs - before).items():
+                for _ in range(count):
+                    self.put_device(pdev)
+            raise
+        self.targets.append(target)
+        self._ends.append(begin + length)
+        return target
+
+    def get_device(self, name: str) -> DmPdev:
+        """Take a reference to the device called `name`; OSError when there is none or it is busy."""
+        key, path, bdev = self._resolve(name)
+        pdev = self.device.mapper.pdevs.incr(key, path, bdev, self._user)
+        self.pdevs[pdev] += 1
+        return pdev
+
+    def put_device(self, pdev: DmPdev) -> None:
+        """Give one reference back."""
+        self.pdevs[pdev] -= 1
+        if not self.pdevs[pdev]:
+            del self.pdevs[pdev]
+        self.device.mapper.pdevs.decr(pdev, self._user)
+
+    def find_target(self, sector: int) -> Target | None:
+        """The target that maps `sector`, in O(log n); None in a gap or past the end."""
+        index = bisect_right(self._ends, sector)
+        if index < len(self.targets) and self.targets[index].begin <= sector:
+            return self.targets[index]
+        return None
+
+    def devices(self) -> Iterator[tuple[DmPdev, int, int]]:
+        """All that the targets use: (device, start, length in sectors)."""
+        for target in self.targets:
+            yield from target.iterate_devices()
+
+    def limits(self) -> QueueLimits:
+        """The limits that the mapped device shows: those underneath stacked, then each target's `io_hints`."""
+        limits = QueueLimits()
+        for target in self.targets:
+            for pdev, _, _ in target.iterate_devices():
+                limits.stack(pdev.bdev.limits)
+            target.io_hints(limits)
+        return limits
+
+    def destroy(self) -> None:
+        """Destroy the targets, last first, and give back every reference (`dm_table_destroy`)."""
+        for target in reversed(self.targets):
+            target.dtr()
+        for pdev, count in list(self.pdevs.items()):
+            for _ in range(count):
+                self.put_device(pdev)
+        self.targets.clear()
+        self._ends.clear()

@@ -1,0 +1,223 @@
+"""The target interface: what a target type is, and all that it may use (Linux `struct target_type`).
+
+A target is a class. `ctr` reads the arguments, `map` says where a bio goes, the rest is optional::
+
+    class Upper(Target):
+        name = "upper"
+        version = (1, 0, 0)
+
+        def ctr(self, argv):
+            if len(argv) != 1:
+                raise self.refuse("Invalid argument count")
+            self.dev = self.get_device(argv[0])
+
+        def map(self, bio):
+            bio.bdev, bio.sector = self.dev.bdev, self.offset(bio.sector)
+            return MapResult.REMAPPED
+
+        def status(self, kind):
+            return self.dev.number if kind is StatusType.TABLE else ""
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Iterator, Sequence
+from enum import Enum, Flag, auto
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
+
+from ..io.bio import Bio, Op
+from ..io.blockdev import BlockDevice
+from ..io.limits import QueueLimits
+from .args import parse_sector, parse_uint, split_args
+
+if TYPE_CHECKING:
+    from .dm_pdev import DmPdev
+    from .dm_table import DmTable
+
+__all__ = [
+    "Bio",
+    "EndIo",
+    "Extent",
+    "MapResult",
+    "Op",
+    "QueueLimits",
+    "StatusType",
+    "Target",
+    "TargetError",
+    "TargetFeature",
+    "parse_sector",
+    "parse_uint",
+    "split_args",
+]
+
+
+class MapResult(Enum):
+    """What `map` did with a bio (`DM_MAPIO_*`)."""
+
+    SUBMITTED = 0  #: the target has it and will call `bio.endio`
+    REMAPPED = 1  #: `bio.bdev` and `bio.sector` are set; send it there
+    REQUEUE = 2  #: hold it until the next resume
+    KILL = 4  #: fail it with EIO
+
+
+class EndIo(Enum):
+    """What `end_io` may return instead of an errno (`DM_ENDIO_*`)."""
+
+    INCOMPLETE = 1  #: the target has the bio again and will call `bio.endio`
+    REQUEUE = 2  #: map it again after the next resume
+
+
+class StatusType(Enum):
+    """`status_type_t`."""
+
+    INFO = "info"
+    TABLE = "table"
+
+
+class TargetFeature(Flag):
+    """`DM_TARGET_*`."""
+
+    NONE = 0
+    SINGLETON = auto()  #: must be the only target of its table
+    ALWAYS_WRITEABLE = auto()  #: refuses a read-only table
+    IMMUTABLE = auto()  #: no other type may replace it in a live device
+    REQUEST_BASED = auto()  #: cannot replace, or be replaced by, bio-based targets
+
+
+class Extent(NamedTuple):
+    """Where a sector lies: `device`, its `sector` there, and for how many sectors on (`length`) that holds."""
+
+    device: BlockDevice
+    sector: int
+    length: int
+
+
+class TargetError(Exception):
+    """A constructor's, message's or resume's refusal: an errno and the kernel's words (`ti->error`)."""
+
+    def __init__(self, number: int, message: str = "") -> None:
+        super().__init__(message or errno.errorcode.get(number, str(number)))
+        self.errno = number
+        self.message = message
+
+
+class Target:
+    """One target of a table. `begin` and `len` in sectors of the mapped device; `table` is the table it is in.
+
+    The class attributes say what the type is; the fields that `ctr` may set say how bios are cut and copied to
+    it: `max_io_len` (sectors, 0: no limit; a bio is split at its multiples), `num_flush_bios`,
+    `num_discard_bios`, `num_write_zeroes_bios` (0: unsupported), `flush_supported`, `discards_supported` (take
+    discards even if the devices underneath do not).
+    """
+
+    name: ClassVar[str]
+    version: ClassVar[tuple[int, int, int]]
+    features: ClassVar[TargetFeature] = TargetFeature.NONE
+    #: A type; `bio.per_bio` is a new instance of it for each bio mapped.
+    per_bio_data: ClassVar[type | None] = None
+
+    max_io_len = 0
+    num_flush_bios = 0
+    num_discard_bios = 0
+    num_write_zeroes_bios = 0
+    flush_supported = False
+    discards_supported = False
+
+    def __init__(self, table: DmTable, begin: int, length: int) -> None:
+        self.table = table
+        self.begin = begin
+        self.len = length
+
+    # -- what a type defines ----------------------------------------------------------------------------
+
+    def ctr(self, argv: Sequence[str]) -> None:
+        """Construct from the argument vector, or raise `refuse(...)`; devices taken by then are given back."""
+        if argv:
+            raise self.refuse("No arguments required")
+
+    def dtr(self) -> None:
+        """Undo what `ctr` did, except for devices: the table gives those back."""
+
+    def remap(self, sector: int) -> Extent | None:
+        """For a type that only remaps: where `sector` (of the mapped device) lies. None: it does more."""
+        return None
+
+    def map(self, bio: Bio) -> MapResult:
+        """Say where a bio goes. It lies inside this target and crosses no multiple of `max_io_len`."""
+        extent = self.remap(bio.sector)
+        if extent is None:
+            return MapResult.KILL
+        bio.bdev, bio.sector = extent.device, extent.sector
+        return MapResult.REMAPPED
+
+    def end_io(self, bio: Bio, error: int) -> int | EndIo:
+        """A bio that was REMAPPED came back; return the errno to report (0: success), or an `EndIo`."""
+        return error
+
+    def status(self, kind: StatusType) -> str:
+        """The status line (INFO) or the parameters that would build this target again (TABLE)."""
+        return ""
+
+    def message(self, argv: Sequence[str]) -> str | None:
+        """Take a message; a returned string goes back to the caller. TargetError(EINVAL) by default."""
+        raise TargetError(errno.EINVAL)
+
+    def iterate_devices(self) -> Iterator[tuple[DmPdev, int, int]]:
+        """Each device used, with start and length in sectors of the area used on it."""
+        return iter(())
+
+    def io_hints(self, limits: QueueLimits) -> None:
+        """Adjust the limits that the mapped device shows."""
+
+    def presuspend(self) -> None:
+        """Suspension begins; bios still come."""
+
+    def presuspend_undo(self) -> None:
+        """The suspension was given up."""
+
+    def postsuspend(self) -> None:
+        """Suspended: no bio is under way."""
+
+    def preresume(self) -> None:
+        """About to resume; TargetError refuses."""
+
+    def resume(self) -> None:
+        """Bios come again."""
+
+    # -- what a type may use ----------------------------------------------------------------------------
+
+    def refuse(self, message: str, number: int = errno.EINVAL) -> TargetError:
+        """The error for `ctr` to raise: the kernel's words and errno."""
+        return TargetError(number, message)
+
+    def get_device(self, path: str, complaint: str = "Device lookup failed") -> DmPdev:
+        """Take a device by the name that the table gives (`dm_get_device`); raises `refuse(complaint, errno)`."""
+        try:
+            return self.table.get_device(path)
+        except OSError as failure:
+            raise self.refuse(complaint, failure.errno or errno.ENODEV) from failure
+
+    def put_device(self, pdev: DmPdev) -> None:
+        """Give one reference back before `dtr` (`dm_put_device`)."""
+        self.table.put_device(pdev)
+
+    def offset(self, sector: int) -> int:
+        """`dm_target_offset`: sectors from the start of this target."""
+        return sector - self.begin
+
+    def event(self) -> None:
+        """`dm_table_event`: the device's event number goes up and its waiters wake."""
+        self.table.device.event()
+
+    def queue_work(self, work: Callable[[], None]) -> None:
+        """Run `work` soon, in a worker thread (`queue_work`)."""
+        self.table.device.mapper.work.queue(work)
+
+    def call_later(self, seconds: float, work: Callable[[], None]) -> None:
+        """Run `work` in a worker thread once `seconds` have passed."""
+        self.table.device.mapper.work.later(seconds, work)
+
+    def log(self, text: str) -> None:
+        """A line of the kernel log: `device-mapper: TYPE: TEXT`."""
+        self.table.device.mapper.events.log(f"device-mapper: {self.name}: {text}")

@@ -1,0 +1,90 @@
+"""The registry: all mapped devices, by name, uuid and minor, and what they share."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+
+from dmproto.records import to_bytes, to_text
+
+from ..io.blockdev import BlockDevices
+from ..io.work import ThreadWork, Work
+from .dm_dev import DmDev
+from .dm_pdev import PdevList
+from .events import Events
+from .minors import LowestFree, Minors
+
+__all__ = ["Mapper"]
+
+
+class Mapper:
+    """One device-mapper. `devices` is keyed by minor, oldest first. Names and uuids are unique unless empty.
+
+    Commands run in one thread; only bios, `DmDev.event` and the events they cause may come from others.
+    """
+
+    def __init__(self, *, major: int = 253, minors: Minors | None = None, work: Work | None = None) -> None:
+        self.major = major
+        self.minors: Minors = minors or LowestFree()
+        self.work: Work = work or ThreadWork()
+        self.disks = BlockDevices()
+        self.pdevs = PdevList()
+        self.events = Events()
+        self.devices: dict[int, DmDev] = {}
+        self._by_name: dict[str, DmDev] = {}
+        self._by_uuid: dict[str, DmDev] = {}
+        self._sorted: list[bytes] = []
+
+    def by_name(self, name: str) -> DmDev | None:
+        return self._by_name.get(name)
+
+    def by_uuid(self, uuid: str) -> DmDev | None:
+        return self._by_uuid.get(uuid)
+
+    def sorted_by_name(self) -> list[DmDev]:
+        """All named devices in the order of their names' bytes (Linux's `dm_list_devices` order)."""
+        by_name = self._by_name
+        return [by_name[name] for name in map(to_text, self._sorted)]
+
+    def create(self, name: str, uuid: str = "", minor: int | None = None) -> DmDev:
+        """A new device without tables. `minor` is one that the caller has reserved."""
+        dev = DmDev(self, self.minors.take() if minor is None else minor, name, uuid)
+        self.devices[dev.minor] = dev
+        self._link(dev)
+        return dev
+
+    def rename(self, dev: DmDev, name: str) -> None:
+        """Another name; it must be free."""
+        self._unlink(dev)
+        dev.name = name
+        self._link(dev)
+
+    def set_uuid(self, dev: DmDev, uuid: str) -> None:
+        """Another uuid; it must be free."""
+        self._unlink(dev)
+        dev.uuid = uuid
+        self._link(dev)
+
+    def remove(self, dev: DmDev) -> None:
+        """Take a device out and destroy its tables. Its minor is free again; waiters wake (`__dm_destroy`)."""
+        self._unlink(dev)
+        del self.devices[dev.minor]
+        self.minors.free(dev.minor)
+        dev.removed = True
+        for slot, table in enumerate(dev.slots):
+            if table:
+                dev.slots[slot] = None
+                table.destroy()
+
+    def _link(self, dev: DmDev) -> None:
+        if dev.name:
+            self._by_name[dev.name] = dev
+            insort(self._sorted, to_bytes(dev.name))
+        if dev.uuid:
+            self._by_uuid[dev.uuid] = dev
+
+    def _unlink(self, dev: DmDev) -> None:
+        if dev.name:
+            del self._by_name[dev.name]
+            del self._sorted[bisect_left(self._sorted, to_bytes(dev.name))]
+        if dev.uuid:
+            del self._by_uuid[dev.uuid]
