@@ -18,6 +18,7 @@ __all__ = [
     "Dev",
     "DeviceEntry",
     "Header",
+    "Keys",
     "Message",
     "Payloads",
     "Residue",
@@ -110,13 +111,17 @@ Payloads = (
 #: Runs of bytes in which a message differs from the canonical encoding of its fields: (offset, bytes).
 Residue = tuple[tuple[int, bytes], ...]
 
+#: Keys in which a dictionary differs from what its fields make: (key, object), or (key, None) where it has none.
+Keys = tuple[tuple[str, object], ...]
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Message:
     """One whole request or reply, in either spelling.
 
-    `size` is the length of the binary form in bytes (0: whatever the canonical encoding needs). `residue` keeps
-    what the fields cannot say, so that nothing of a parsed message is lost; a canonical message has none.
+    `size` is the length of the binary form in bytes (0: whatever the canonical encoding needs). `residue` (of the
+    binary form) and `keys` (of the dictionary) keep what the fields cannot say, so that nothing of a parsed message
+    is lost; a canonical message has none.
     """
 
     command: Command
@@ -125,6 +130,7 @@ class Message:
     payload: Payloads = None
     size: int = 0
     residue: Residue = ()
+    keys: Keys = ()
 
 
 def to_text(data: bytes) -> str:
