@@ -1,0 +1,7 @@
+"""Property lists as NetBSD's proplib knows them: the objects, their text, and the JSON form of 2025."""
+
+from .objects import KEY_MAX, MAX_DEPTH, MAX_SIZE, MAX_TABS, Object, Unsigned
+from .scanner import loads
+from .writer import dumps
+
+__all__ = ["KEY_MAX", "MAX_DEPTH", "MAX_SIZE", "MAX_TABS", "Object", "Unsigned", "dumps", "loads"]

@@ -1,0 +1,219 @@
+"""proplib's text, read by the rules of its own reader: tags, strings, numbers, data.
+
+The grammar is not XML. It is what prop_object.c, prop_number.c, prop_string.c and prop_data.c (June 2020) do, and
+some of that surprises:
+
+1. Blanks are space, tab, CR and LF. The text ends at the first NUL.
+2. Before `<plist>` any mix of `<?xml ...>` and `<!DOCTYPE plist...>`, each up to the first `>`.
+3. A comment may stand only where a start tag may: not in a scalar, not before `</plist>`, not in the prolog.
+4. A tag has at most one attribute: a name up to a blank or `=`, any one such character, a value in double quotes, and
+   `>` at once. The name may hold any other character, `>` and `/` too. A tag that ends in `/>` has none.
+5. A closing tag may carry an attribute, which is ignored. `<key>` takes any, `<plist>` only `version`, `<data>` only
+   `size`, every other start tag none.
+6. In an array a closing tag of another type opens a value of that type: `</integer>5</integer>` is 5.
+7. Scalars run to the next `<`. Five entities, no references by number, no CDATA.
+
+`Reader` is the plain reading of these rules and alone decides what is an error; scanner.py goes faster where a text
+is written the usual way.
+"""
+
+from __future__ import annotations
+
+import re
+from binascii import a2b_base64
+from enum import Enum
+from typing import NamedTuple, NoReturn
+
+from ..errors import BadPlist
+from .objects import INT64_MAX, INT64_MIN, KEY_MAX, UINT64_MAX, Container, Object, Unsigned
+
+__all__ = ["Kind", "Reader", "Tag"]
+
+_BLANK = r"[ \t\r\n]"
+_GAP = re.compile(rf"{_BLANK}*+")
+_GAP_WITH_COMMENTS = re.compile(rf"(?:{_BLANK}*+<!--(?s:.*?)-->)*{_BLANK}*+")
+_PROLOG = re.compile(rf"(?:{_BLANK}*+<(?:\?xml |!DOCTYPE plist)[^>]*+>)*{_BLANK}*+")
+_TAG = re.compile(
+    rf"<(?P<closing>/?+)(?P<name>[^ \t\r\n/>]*+)"
+    rf'(?:>|(?P<empty>/>)|{_BLANK}++(?P<attribute>[^ \t\r\n=]*+)[ \t\r\n=]"(?P<value>[^"]*+)">)'
+)
+_CONTENT = re.compile(r"[^<]*+")
+_ENTITY = re.compile(r"&(?:(amp|lt|gt|apos|quot);)?")
+_ENTITIES = {"amp": "&", "lt": "<", "gt": ">", "apos": "'", "quot": '"'}
+#: What strtoll(3) of base 0 takes: isspace(3) blanks, a sign, then hexadecimal, octal or decimal digits.
+_NUMBER = re.compile(r"[ \t\n\v\f\r]*+([+-]?+)(?:0[xX]([0-9a-fA-F]++)|(0[0-7]*+)|([1-9][0-9]*+))")
+_DATA = re.compile(rf"([A-Za-z0-9+/ \t\r\n]*+)(=?+){_BLANK}*+(=?+){_BLANK}*+(?=<)")
+_PADDING = {0: "", 2: "==", 3: "="}  #: by the number of digits beyond the last whole group of four
+_SCALARS = {"string", "integer", "data", "true", "false"}
+
+
+class Kind(Enum):
+    """Which tags the place allows (_prop_tag_type_t)."""
+
+    START = "a start tag"
+    END = "a closing tag"
+    EITHER = "a tag"
+
+
+class Tag(NamedTuple):
+    """One tag. `attribute` is None where there is none."""
+
+    name: str
+    closing: bool
+    empty: bool
+    attribute: str | None
+    value: str
+
+    def __str__(self) -> str:
+        return f"<{'/' if self.closing else ''}{self.name}{'/' if self.empty else ''}>"
+
+
+class Reader:
+    """A text and a position in it. Every method reads from `pos`, moves it on, and raises `BadPlist` at fault.
+
+    `kernel` chooses the flavour without a range check (no ERANGE): a number out of range is clamped.
+    """
+
+    __slots__ = ("kernel", "pos", "text")
+
+    def __init__(self, text: str, *, kernel: bool = False) -> None:
+        self.text = text
+        self.pos = 0
+        self.kernel = kernel
+
+    def fail(self, message: str, pos: int | None = None) -> NoReturn:
+        place = self.pos if pos is None else pos
+        raise BadPlist(message, offset=len(self.text[:place].encode("utf-8", "surrogateescape")))
+
+    def _found(self) -> str:
+        """What stands at the position, for an error message."""
+        rest = self.text[self.pos : self.pos + 25]
+        return repr(rest[:24] + "..." if len(rest) > 24 else rest) if rest else "the end of the text"
+
+    def _skip(self, pattern: re.Pattern[str]) -> None:
+        match = pattern.match(self.text, self.pos)
+        assert match is not None  # every gap may be empty
+        self.pos = match.end()
+
+    def skip_prolog(self) -> None:
+        self._skip(_PROLOG)
+
+    def tag(self, kind: Kind, expected: str) -> Tag:
+        """The next tag (_prop_object_internalize_find_tag); `expected` says in an error what should stand here."""
+        self._skip(_GAP if kind is Kind.END else _GAP_WITH_COMMENTS)
+        match = _TAG.match(self.text, self.pos)
+        if match is None or (match["closing"] and match["empty"]):
+            self.fail(f"expected {expected}, found {self._found()}")
+        tag = Tag(match["name"], bool(match["closing"]), bool(match["empty"]), match["attribute"], match["value"] or "")
+        if (kind is Kind.START and tag.closing) or (kind is Kind.END and not tag.closing):
+            self.fail(f"expected {expected}, found {tag}")
+        self.pos = match.end()
+        return tag
+
+    def end(self, name: str) -> None:
+        """The closing tag of `name`, before which only blanks may stand."""
+        start = self.pos
+        if (tag := self.tag(Kind.END, f"</{name}>")).name != name:
+            self.fail(f"expected </{name}>, found {tag}", start)
+
+    def key(self) -> str | None:
+        """The next key of a dictionary, or None at the dictionary's end."""
+        tag = self.tag(Kind.EITHER, "<key> or </dict>")
+        if tag.closing and tag.name == "dict":
+            return None
+        if tag.closing or tag.empty or tag.name != "key":
+            self.fail(f"expected <key> or </dict>, found {tag}")
+        start = self.pos
+        key = self._decoded()
+        if len(key) > KEY_MAX // 4 and len(key.encode("utf-8", "surrogateescape")) > KEY_MAX:
+            self.fail(f"a key is longer than {KEY_MAX} bytes", start)
+        self.end("key")
+        return key
+
+    def value(self, tag: Tag) -> tuple[Object, Container | None]:
+        """The value that `tag` opens; and again, if its members follow: a container is returned empty."""
+        if tag.attribute is not None and tag.name != "data":
+            self.fail(f"{tag} takes no attribute")
+        if tag.name in ("dict", "array"):
+            container: Container = {} if tag.name == "dict" else []
+            return container, None if tag.empty else container
+        if tag.name not in _SCALARS:
+            self.fail(f"{tag} is no type of a property list")
+        if tag.name in ("true", "false"):
+            if not tag.empty:
+                self.fail(f"expected <{tag.name}/>, found {tag}")
+            return tag.name == "true", None
+        if tag.empty:
+            if tag.name != "string":
+                self.fail(f"{tag} may not be empty")
+            return "", None
+        scalar = self._data(tag) if tag.name == "data" else self._decoded() if tag.name == "string" else self._number()
+        self.end(tag.name)
+        return scalar, None
+
+    def _decoded(self) -> str:
+        """Text up to the next `<` (_prop_object_internalize_decode_string)."""
+        start = self.pos
+        self._skip(_CONTENT)
+        raw = self.text[start : self.pos]
+        if self.pos == len(self.text):
+            self.fail("the text ends within a string", start)
+
+        def entity(match: re.Match[str]) -> str:
+            if match[1] is None:
+                self.fail("expected &amp; &lt; &gt; &apos; or &quot;", start + match.start())
+            return _ENTITIES[match[1]]
+
+        return _ENTITY.sub(entity, raw) if "&" in raw else raw
+
+    def _number(self) -> int:
+        """A number (_prop_number_internalize): `0x` makes it unsigned, so does a decimal over INT64_MAX."""
+        start = self.pos
+        value, self.pos = _strtoll(self.text, start)
+        if self.text.startswith("0x", start):
+            if value > UINT64_MAX and not self.kernel:
+                self.fail("a number is out of range", start)
+            return Unsigned(min(value, UINT64_MAX))
+        if INT64_MIN <= value <= INT64_MAX:
+            return value
+        if self.kernel:
+            return max(INT64_MIN, min(value, INT64_MAX))
+        # The library tries again with strtoull(3), except behind a '-' at once. That wraps a negative number round.
+        if self.text.startswith("-", start) or abs(value) > UINT64_MAX:
+            self.fail("a number is out of range", start)
+        return Unsigned(value & UINT64_MAX)
+
+    def _data(self, tag: Tag) -> bytes:
+        """Base64 with its padding (_prop_data_internalize_decode), of `size` bytes if that attribute is there."""
+        start = self.pos
+        match = _DATA.match(self.text, start)
+        if match is None:
+            self.fail("expected base64 and </data>")
+        digits = match[1].translate({ord(blank): None for blank in " \t\r\n"})
+        if match[2] + match[3] != _PADDING.get(len(digits) % 4):
+            self.fail("base64 ends within a byte or is padded wrongly", start)
+        data = a2b_base64(digits + match[2] + match[3])
+        if tag.attribute is not None:
+            size, end = _strtoll(tag.value, 0)
+            in_range = abs(size) <= UINT64_MAX  # strtoul(3) wraps a negative number round, but no more
+            if (
+                tag.attribute != "size"
+                or end != len(tag.value)
+                or not (end and in_range and size & UINT64_MAX == len(data))
+            ):
+                self.fail(f'<data> takes no attribute but size="{len(data)}", the bytes it holds', start)
+        self.pos = match.end()
+        return data
+
+
+def _strtoll(text: str, pos: int) -> tuple[int, int]:
+    """strtoll(3) of base 0, unbounded: the value, and where it ends (at `pos` if there is no number: 0)."""
+    match = _NUMBER.match(text, pos)
+    if match is None:
+        return 0, pos
+    sign, hexadecimal, octal, decimal = match.groups()
+    if decimal is None:
+        value = int(hexadecimal, 16) if octal is None else int(octal, 8)
+    else:
+        value = int(decimal) if len(decimal) <= 20 else UINT64_MAX + 1
+    return -value if sign == "-" else value, match.end()
