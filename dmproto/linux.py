@@ -63,6 +63,7 @@ __all__ = [
     "MAX_DATA_SIZE",
     "REQUEST_SIZE",
     "build",
+    "differences",
     "dm_ioctl",
     "dm_name_list",
     "dm_name_list_v4_0",
@@ -219,7 +220,7 @@ def parse(data: bytes, command: Command, *, reply: bool = False) -> Message:
         header=header,
         payload=payload,
         size=size,
-        residue=() if canonical == data else tuple(_differences(canonical, data)),
+        residue=() if canonical == data else tuple(differences(canonical, data)),
     )
 
 
@@ -411,7 +412,7 @@ def _encode(header: Header, payload: Payloads, command: Command, reply: bool, si
     return cast(bytes, buffer[:size].ljust(size, b"\0"))
 
 
-def _differences(canonical: bytes, data: bytes) -> Iterator[tuple[int, bytes]]:
+def differences(canonical: bytes, data: bytes) -> Iterator[tuple[int, bytes]]:
     """Runs of `data` that differ from `canonical`, both of one length; runs less than 8 bytes apart are one."""
     mask = int.from_bytes(canonical, "little") ^ int.from_bytes(data, "little")
     for run in re.finditer(rb"[^\0]+(?:\0{1,7}[^\0]+)*", mask.to_bytes(len(data), "little")):
