@@ -6,8 +6,10 @@ Numbers are read as `sscanf` and `kstrtouint` read them, quirks included; both r
 from __future__ import annotations
 
 import re
+from collections import deque
+from collections.abc import Iterable
 
-__all__ = ["parse_sector", "parse_uint", "split_args"]
+__all__ = ["Arguments", "parse_sector", "parse_u32", "parse_uint", "split_args"]
 
 _SPACE = " \t\n\v\f\r"
 _ULL = re.compile(r"[ \t\n\v\f\r]*([0-9]+)\Z")
@@ -48,3 +50,41 @@ def parse_uint(text: str, bits: int = 32) -> int:
     if match and (value := int(match[1])) < 1 << bits:
         return value
     raise ValueError(f"{text!r}: expected an unsigned number below 2**{bits}")
+
+
+def parse_u32(text: str) -> int:
+    """`sscanf("%u%c")` that must match once: digits only, wrapping at 2**32."""
+    return parse_sector(text) & 0xFFFFFFFF
+
+
+class Arguments:
+    """An argument vector that is consumed from the front (`struct dm_arg_set`)."""
+
+    def __init__(self, argv: Iterable[str]) -> None:
+        self._left = deque(argv)
+
+    def __len__(self) -> int:
+        return len(self._left)
+
+    def shift(self) -> str:
+        """The next argument (`dm_shift_arg`); "" when none is left."""
+        return self._left.popleft() if self._left else ""
+
+    def take(self, count: int) -> list[str]:
+        """The next `count` arguments, or as many as there are."""
+        return [self._left.popleft() for _ in range(min(count, len(self._left)))]
+
+    def number(self, low: int, high: int) -> int:
+        """The next argument as a number from `low` to `high` (`dm_read_arg`). ValueError when it is not."""
+        text = self.shift()
+        value = parse_u32(text)
+        if not low <= value <= high:
+            raise ValueError(f"{text!r}: expected a number from {low} to {high}")
+        return value
+
+    def group(self, low: int, high: int) -> int:
+        """`number`, counting arguments that follow (`dm_read_arg_group`). ValueError when fewer are left."""
+        count = self.number(low, high)
+        if count > len(self._left):
+            raise ValueError(f"expected {count} more arguments, not {len(self._left)}")
+        return count

@@ -41,6 +41,7 @@ class DmDev(BlockDevice):
         self.geometry = (0, 0, 0, 0)
         self.event_nr = 0
         self.io = MappedIo(self)
+        self._suspending: list[Callable[[], None]] = []
         self._waiters: dict[int, Callable[[], None]] = {}
         self._waiter_ids = itertools.count()
 
@@ -73,19 +74,37 @@ class DmDev(BlockDevice):
                 self.geometry = (0, 0, 0, 0)
         return old
 
-    def suspend(self, done: Callable[[], None], *, noflush: bool = False) -> None:
-        """Hold bios and call `done` once none is under way (`dm_suspend`)."""
-        targets = self.live.targets if self.live else []
-        for target in targets:
-            target.presuspend()
+    def suspend(self, done: Callable[[], None], *, noflush: bool = False) -> Callable[[], bool]:
+        """Hold bios and call `done` once none is under way (`dm_suspend`): at once, or later in the commands' thread.
 
-        def drained() -> None:
+        Returns the function that gives the suspension up; False when it is too late for that.
+        """
+        self._suspending.append(done)
+        if len(self._suspending) == 1:
+            for target in self.live.targets if self.live else ():
+                target.presuspend()
+            if self.io.block(lambda: self.mapper.call_soon(self._drained), noflush=noflush):
+                self._drained()
+        return lambda: self._give_up(done)
+
+    def _drained(self) -> None:
+        waiting, self._suspending = self._suspending, []
+        if waiting:
             self.suspended = True
-            for target in targets:
+            for target in self.live.targets if self.live else ():
                 target.postsuspend()
+        for done in waiting:
             done()
 
-        self.io.block(drained, noflush=noflush)
+    def _give_up(self, done: Callable[[], None]) -> bool:
+        if done not in self._suspending:
+            return False
+        self._suspending.remove(done)
+        if not self._suspending:
+            for target in self.live.targets if self.live else ():
+                target.presuspend_undo()
+            self.io.unblock()
+        return True
 
     def resume(self) -> None:
         """Let bios run (`dm_resume`). TargetError when a target refuses; the device then stays suspended."""
@@ -120,6 +139,10 @@ class DmDev(BlockDevice):
 
     def last_close(self) -> None:
         if self.deferred_remove:
+            self.mapper.call_soon(self._remove_if_closed)
+
+    def _remove_if_closed(self) -> None:
+        if self.deferred_remove and not self.openers and not self.removed:
             self.mapper.remove(self)
 
     def __repr__(self) -> str:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from bisect import bisect_left, insort
+from collections.abc import Callable
 
-from dmproto.records import to_bytes, to_text
+from dmproto.records import Dev, to_bytes, to_text
 
-from ..io.blockdev import BlockDevices
+from ..io.blockdev import BlockDevice
+from ..io.disks import Disks
 from ..io.work import ThreadWork, Work
 from .dm_dev import DmDev
 from .dm_pdev import PdevList
@@ -19,17 +22,29 @@ __all__ = ["Mapper"]
 class Mapper:
     """One device-mapper. `devices` is keyed by minor, oldest first. Names and uuids are unique unless empty.
 
-    Commands run in one thread; only bios, `DmDev.event` and the events they cause may come from others.
+    Commands run in one thread; only bios, `DmDev.event` and the events they cause may come from others. What they
+    finish later goes back to that thread through `call_soon`; whoever runs the commands sets it.
     """
 
-    def __init__(self, *, major: int = 253, minors: Minors | None = None, work: Work | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        major: int = 253,
+        minors: Minors | None = None,
+        work: Work | None = None,
+        disks: Disks | None = None,
+    ) -> None:
         self.major = major
         self.minors: Minors = minors or LowestFree()
         self.work: Work = work or ThreadWork()
-        self.disks = BlockDevices()
+        self.call_soon: Callable[[Callable[[], None]], None] = self.work.queue
+        self.on_remove: list[Callable[[DmDev], None]] = []
+        self.disks = disks or Disks()
         self.pdevs = PdevList()
         self.events = Events()
         self.devices: dict[int, DmDev] = {}
+        #: What the targets of a type share (a kernel module's globals), by the class that holds it.
+        self.shared: dict[type, object] = {}
         self._by_name: dict[str, DmDev] = {}
         self._by_uuid: dict[str, DmDev] = {}
         self._sorted: list[bytes] = []
@@ -39,6 +54,20 @@ class Mapper:
 
     def by_uuid(self, uuid: str) -> DmDev | None:
         return self._by_uuid.get(uuid)
+
+    def by_dev(self, dev: Dev) -> BlockDevice | None:
+        """The mapped device or disk of this number."""
+        return self.devices.get(dev[1]) if dev[0] == self.major else self.disks.by_dev(dev)
+
+    def lookup_bdev(self, path: str) -> BlockDevice:
+        """The mapped device (`/dev/mapper/NAME`, `/dev/dm-N`) or disk at `path`. OSError when there is none."""
+        node = os.path.normpath(path)
+        found: BlockDevice | None = None
+        if node.startswith("/dev/mapper/"):
+            found = self._by_name.get(node[len("/dev/mapper/") :])
+        elif node.startswith("/dev/dm-") and node[8:].isdecimal():
+            found = self.devices.get(int(node[8:]))
+        return found or self.disks.lookup(path)
 
     def sorted_by_name(self) -> list[DmDev]:
         """All named devices in the order of their names' bytes (Linux's `dm_list_devices` order)."""
@@ -65,7 +94,10 @@ class Mapper:
         self._link(dev)
 
     def remove(self, dev: DmDev) -> None:
-        """Take a device out and destroy its tables. Its minor is free again; waiters wake (`__dm_destroy`)."""
+        """Take a device out and destroy its tables (`__hash_remove`, `__dm_destroy`). Its minor is free again; those of
+        `on_remove` are told before."""
+        for told in tuple(self.on_remove):
+            told(dev)
         self._unlink(dev)
         del self.devices[dev.minor]
         self.minors.free(dev.minor)

@@ -1,0 +1,84 @@
+"""All disks of this machine: those that --pdev declares, and any existing file or block device that a table names.
+
+| backing of a disk without a number of its own | major                                |
+|-----------------------------------------------|--------------------------------------|
+| `ram:SIZE`                                    | 1, Linux's ramdisk                   |
+| a file                                        | `file_major`: 7, loop; 14, NetBSD's vnd |
+| a block device                                | its own                              |
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import stat
+
+from dmproto.records import Dev
+
+from .blockdev import BlockDevice, BlockDevices
+from .disk import Disk
+
+__all__ = ["LOOP_MAJOR", "RAM_MAJOR", "VND_MAJOR", "Disks"]
+
+RAM_MAJOR, LOOP_MAJOR, VND_MAJOR = 1, 7, 14
+
+_DEV = re.compile(r"(\d{1,4}):(\d{1,7})\Z", re.ASCII)
+
+
+class Disks(BlockDevices):
+    """Disks by path and by number."""
+
+    def __init__(self, *, file_major: int = LOOP_MAJOR) -> None:
+        super().__init__()
+        self.file_major = file_major
+
+    def declare(self, text: str) -> Disk:
+        """Add `DEVICE=BACKING[,dev=MAJ:MIN][,ro]`. ValueError for a malformed or taken one, OSError for its file."""
+        path, equals, rest = text.partition("=")
+        backing, *options = rest.split(",")
+        if not equals or not path.startswith("/") or not backing:
+            raise ValueError(f"pdev {text!r}: expected /DEVICE=BACKING[,dev=MAJ:MIN][,ro]")
+        dev: Dev | None = None
+        read_only = False
+        for option in options:
+            if option == "ro":
+                read_only = True
+            elif option.startswith("dev=") and (match := _DEV.match(option[4:])):
+                dev = int(match[1]), int(match[2])
+            else:
+                raise ValueError(f"pdev {text!r}: option {option!r}: expected dev=MAJ:MIN or ro")
+        return self._register(_normal(path), backing, dev, read_only)
+
+    def lookup(self, path: str) -> BlockDevice:
+        """The disk at `path`, an absolute path in any spelling; an existing file or block device becomes a disk when
+        it is first named. OSError(ENOENT, ENOTBLK, EACCES ...) when there is none."""
+        if not path.startswith("/") or "\0" in path:
+            raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+        found = self.by_path(path) or self.by_path(_normal(path))
+        if found is None:
+            real = os.path.realpath(path)
+            found = self.by_path(real)
+        if found is None:
+            try:
+                found = self._register(real, real, None, False)
+            except ValueError as taken:
+                raise OSError(errno.EBUSY, str(taken), path) from taken
+        return found
+
+    def _register(self, path: str, backing: str, dev: Dev | None, read_only: bool) -> Disk:
+        disk = Disk(path, dev or self._number(backing), backing, read_only=read_only)
+        self.add(disk)
+        return disk
+
+    def _number(self, backing: str) -> Dev:
+        if backing.startswith("ram:"):
+            return RAM_MAJOR, self.free_minor(RAM_MAJOR)
+        found = os.stat(backing)
+        if stat.S_ISBLK(found.st_mode):
+            return os.major(found.st_rdev), os.minor(found.st_rdev)
+        return self.file_major, self.free_minor(self.file_major)
+
+
+def _normal(path: str) -> str:
+    return os.path.normpath("/" + path.lstrip("/"))
