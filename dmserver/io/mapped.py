@@ -51,15 +51,16 @@ class MappedIo:
             self.in_flight += 1
         self._start(bio)
 
-    def block(self, drained: Callable[[], None], *, noflush: bool = False) -> None:
-        """Hold new bios from now on; `drained` is called once none is under way, perhaps at once."""
+    def block(self, drained: Callable[[], None], *, noflush: bool = False) -> bool:
+        """Hold new bios from now on. True when none is under way; else `drained` is called once that is so, in
+        whatever thread finished the last one."""
         with self._lock:
             self.blocked = True
             self.noflush = noflush
             if self.in_flight:
                 self._drained.append(drained)
-                return
-        drained()
+                return False
+        return True
 
     def unblock(self) -> None:
         """Let bios run again, those that waited first."""
@@ -77,6 +78,15 @@ class MappedIo:
         """A target wants the bio held until the next resume."""
         with self._lock:
             self._deferred.append(bio)
+        self._finished()
+
+    def hold(self) -> None:
+        """A target does I/O of its own: `block` waits for as many `release`s, too."""
+        with self._lock:
+            self.in_flight += 1
+
+    def release(self) -> None:
+        """Undo one `hold`."""
         self._finished()
 
     def _start(self, bio: Bio) -> None:

@@ -13,7 +13,10 @@ __all__ = ["ThreadWork", "Work"]
 
 
 class Work(Protocol):
-    """What targets get: `queue` runs work soon, `later` after so many seconds; neither in the caller's stack."""
+    """What targets get: `queue` runs work soon, `later` after so many seconds; neither in the caller's stack. `now` is
+    a clock in seconds that never goes back."""
+
+    def now(self) -> float: ...
 
     def queue(self, work: Callable[[], None]) -> None: ...
 
@@ -29,6 +32,9 @@ class ThreadWork:
         self._wake = threading.Condition()
         self._thread: threading.Thread | None = None
         self._stopped = False
+
+    def now(self) -> float:
+        return time.monotonic()
 
     def queue(self, work: Callable[[], None]) -> None:
         self.later(0, work)

@@ -22,34 +22,48 @@ A target is a class. `ctr` reads the arguments, `map` says where a bio goes, the
 from __future__ import annotations
 
 import errno
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from enum import Enum, Flag, auto
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, TypeVar
+
+from dmproto.records import SECTOR_SIZE
 
 from ..io.bio import Bio, Op
 from ..io.blockdev import BlockDevice
+from ..io.kcopyd import Kcopyd
 from ..io.limits import QueueLimits
-from .args import parse_sector, parse_uint, split_args
+from .args import Arguments, parse_sector, parse_u32, parse_uint, split_args
+from .dm_pdev import DmPdev
 
 if TYPE_CHECKING:
-    from .dm_pdev import DmPdev
     from .dm_table import DmTable
 
 __all__ = [
+    "Arguments",
     "Bio",
+    "BlockDevice",
+    "DmPdev",
     "EndIo",
     "Extent",
+    "Kcopyd",
     "MapResult",
     "Op",
     "QueueLimits",
+    "SECTOR_SIZE",
     "StatusType",
     "Target",
     "TargetError",
     "TargetFeature",
+    "do_io",
     "parse_sector",
+    "parse_u32",
     "parse_uint",
     "split_args",
+    "submit",
 ]
+
+Shared = TypeVar("Shared")
 
 
 class MapResult(Enum):
@@ -218,6 +232,80 @@ class Target:
         """Run `work` in a worker thread once `seconds` have passed."""
         self.table.device.mapper.work.later(seconds, work)
 
-    def log(self, text: str) -> None:
-        """A line of the kernel log: `device-mapper: TYPE: TEXT`."""
-        self.table.device.mapper.events.log(f"device-mapper: {self.name}: {text}")
+    def now(self) -> float:
+        """Seconds on the clock of `call_later`; only differences mean something."""
+        return self.table.device.mapper.work.now()
+
+    def submit(
+        self,
+        op: Op,
+        bdev: BlockDevice,
+        sector: int,
+        data: memoryview | int | None,
+        done: Callable[[int], None],
+        *,
+        fua: bool = False,
+    ) -> None:
+        """Send a bio of the target's own; `done(errno)` may be called before this returns, or later, in any thread.
+        `data`: a buffer, the number of sectors (DISCARD, WRITE_ZEROES), or None (FLUSH)."""
+        submit(op, bdev, sector, data, done, fua=fua)
+
+    def do_io(self, op: Op, bdev: BlockDevice, sector: int, data: memoryview | int | None, *, fua: bool = False) -> int:
+        """`submit` and wait; returns the errno. For `ctr`, `resume` and their like only: never in the way of a bio."""
+        return do_io(op, bdev, sector, data, fua=fua)
+
+    def shared(self, kind: type[Shared]) -> Shared:
+        """The one instance of `kind` in this device-mapper: what targets of a type have in common."""
+        found = self.table.device.mapper.shared.setdefault(kind, kind())
+        assert isinstance(found, kind)
+        return found
+
+    def hold(self) -> None:
+        """I/O of the target's own begins: a suspension waits until `release` says that it ended."""
+        self.table.device.io.hold()
+
+    def release(self) -> None:
+        """The I/O that `hold` announced is over."""
+        self.table.device.io.release()
+
+    @property
+    def noflush_suspending(self) -> bool:
+        """The suspension under way lets bios be held until the next resume (`dm_noflush_suspending`)."""
+        return self.table.device.io.noflush
+
+    def log(self, text: str, prefix: str = "") -> None:
+        """A line of the kernel log: `device-mapper: TYPE: TEXT`, with another `prefix` than the type if given."""
+        self.printk(f"device-mapper: {prefix or self.name}: {text}")
+
+    def printk(self, line: str) -> None:
+        """A whole line of the kernel log."""
+        self.table.device.mapper.events.log(line)
+
+
+def submit(
+    op: Op,
+    bdev: BlockDevice,
+    sector: int,
+    data: memoryview | int | None,
+    done: Callable[[int], None],
+    *,
+    fua: bool = False,
+) -> None:
+    """`Target.submit` for helpers that are no target."""
+    buffer = data if isinstance(data, memoryview) else None
+    count = data if isinstance(data, int) else len(buffer) // SECTOR_SIZE if buffer is not None else 0
+    bdev.submit_bio(Bio(op, sector, count, buffer, lambda bio: done(bio.error), fua=fua, bdev=bdev))
+
+
+def do_io(op: Op, bdev: BlockDevice, sector: int, data: memoryview | int | None, *, fua: bool = False) -> int:
+    """`Target.do_io` for helpers that are no target."""
+    finished = threading.Event()
+    errors: list[int] = []
+
+    def done(error: int) -> None:
+        errors.append(error)
+        finished.set()
+
+    submit(op, bdev, sector, data, done, fua=fua)
+    finished.wait()
+    return errors[0]
