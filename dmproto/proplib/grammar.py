@@ -38,11 +38,13 @@ _TAG = re.compile(
     rf'(?:>|(?P<empty>/>)|{_BLANK}++(?P<attribute>[^ \t\r\n=]*+)[ \t\r\n=]"(?P<value>[^"]*+)">)'
 )
 _CONTENT = re.compile(r"[^<]*+")
+_BLANKS = _GAP.fullmatch
 _ENTITY = re.compile(r"&(?:(amp|lt|gt|apos|quot);)?")
 _ENTITIES = {"amp": "&", "lt": "<", "gt": ">", "apos": "'", "quot": '"'}
 #: What strtoll(3) of base 0 takes: isspace(3) blanks, a sign, then hexadecimal, octal or decimal digits.
 _NUMBER = re.compile(r"[ \t\n\v\f\r]*+([+-]?+)(?:0[xX]([0-9a-fA-F]++)|(0[0-7]*+)|([1-9][0-9]*+))")
-_DATA = re.compile(rf"([A-Za-z0-9+/ \t\r\n]*+)(=?+){_BLANK}*+(=?+){_BLANK}*+(?=<)")
+_DATA = re.compile(rf"([A-Za-z0-9+/ \t\r\n]*+)(=?+){_BLANK}*+(=?+){_BLANK}*+").fullmatch
+_NO_BLANKS = {ord(blank): None for blank in " \t\r\n"}
 _PADDING = {0: "", 2: "==", 3: "="}  #: by the number of digits beyond the last whole group of four
 _SCALARS = {"string", "integer", "data", "true", "false"}
 
@@ -124,7 +126,7 @@ class Reader:
         if tag.closing or tag.empty or tag.name != "key":
             self.fail(f"expected <key> or </dict>, found {tag}")
         start = self.pos
-        key = self._decoded()
+        key = self.string(self._content(), start)
         if len(key) > KEY_MAX // 4 and len(key.encode("utf-8", "surrogateescape")) > KEY_MAX:
             self.fail(f"a key is longer than {KEY_MAX} bytes", start)
         self.end("key")
@@ -147,30 +149,41 @@ class Reader:
             if tag.name != "string":
                 self.fail(f"{tag} may not be empty")
             return "", None
-        scalar = self._data(tag) if tag.name == "data" else self._decoded() if tag.name == "string" else self._number()
+        start = self.pos
+        raw = self._content()
+        if tag.name == "string":
+            scalar: Object = self.string(raw, start)
+        elif tag.name == "integer":
+            scalar = self.number(raw, start)
+        else:
+            scalar = self.data(raw, start, size=tag)
         self.end(tag.name)
         return scalar, None
 
-    def _decoded(self) -> str:
-        """Text up to the next `<` (_prop_object_internalize_decode_string)."""
+    def _content(self) -> str:
+        """What stands up to the next `<`."""
         start = self.pos
         self._skip(_CONTENT)
-        raw = self.text[start : self.pos]
         if self.pos == len(self.text):
-            self.fail("the text ends within a string", start)
+            self.fail("the text ends within a value", start)
+        return self.text[start : self.pos]
+
+    def string(self, raw: str, start: int) -> str:
+        """The text of a string or key (_prop_object_internalize_decode_string); `raw` stands at `start`."""
 
         def entity(match: re.Match[str]) -> str:
             if match[1] is None:
                 self.fail("expected &amp; &lt; &gt; &apos; or &quot;", start + match.start())
             return _ENTITIES[match[1]]
 
-        return _ENTITY.sub(entity, raw) if "&" in raw else raw
+        return _ENTITY.sub(entity, raw)
 
-    def _number(self) -> int:
+    def number(self, raw: str, start: int) -> int:
         """A number (_prop_number_internalize): `0x` makes it unsigned, so does a decimal over INT64_MAX."""
-        start = self.pos
-        value, self.pos = _strtoll(self.text, start)
-        if self.text.startswith("0x", start):
+        value, end = _strtoll(raw)
+        if not _BLANKS(raw, end):
+            self.fail("expected a number in decimal, octal (0...) or hexadecimal (0x...)", start)
+        if raw.startswith("0x"):
             if value > UINT64_MAX and not self.kernel:
                 self.fail("a number is out of range", start)
             return Unsigned(min(value, UINT64_MAX))
@@ -179,38 +192,37 @@ class Reader:
         if self.kernel:
             return max(INT64_MIN, min(value, INT64_MAX))
         # The library tries again with strtoull(3), except behind a '-' at once. That wraps a negative number round.
-        if self.text.startswith("-", start) or abs(value) > UINT64_MAX:
+        if raw.startswith("-") or abs(value) > UINT64_MAX:
             self.fail("a number is out of range", start)
         return Unsigned(value & UINT64_MAX)
 
-    def _data(self, tag: Tag) -> bytes:
-        """Base64 with its padding (_prop_data_internalize_decode), of `size` bytes if that attribute is there."""
-        start = self.pos
-        match = _DATA.match(self.text, start)
+    def data(self, raw: str, start: int, size: Tag | None = None) -> bytes:
+        """Base64 with its padding (_prop_data_internalize_decode), of so many bytes as the tag's `size` says."""
+        match = _DATA(raw)
         if match is None:
-            self.fail("expected base64 and </data>")
-        digits = match[1].translate({ord(blank): None for blank in " \t\r\n"})
-        if match[2] + match[3] != _PADDING.get(len(digits) % 4):
+            self.fail("expected base64", start)
+        digits = match[1].translate(_NO_BLANKS)
+        padding = match[2] + match[3]
+        if padding != _PADDING.get(len(digits) % 4):
             self.fail("base64 ends within a byte or is padded wrongly", start)
-        data = a2b_base64(digits + match[2] + match[3])
-        if tag.attribute is not None:
-            size, end = _strtoll(tag.value, 0)
-            in_range = abs(size) <= UINT64_MAX  # strtoul(3) wraps a negative number round, but no more
-            if (
-                tag.attribute != "size"
-                or end != len(tag.value)
-                or not (end and in_range and size & UINT64_MAX == len(data))
-            ):
-                self.fail(f'<data> takes no attribute but size="{len(data)}", the bytes it holds', start)
-        self.pos = match.end()
+        data = a2b_base64(digits + padding)
+        if size is not None and size.attribute is not None and not _says_size(size, len(data)):
+            self.fail(f'<data> takes no attribute but size="{len(data)}", the bytes it holds', start)
         return data
 
 
-def _strtoll(text: str, pos: int) -> tuple[int, int]:
-    """strtoll(3) of base 0, unbounded: the value, and where it ends (at `pos` if there is no number: 0)."""
-    match = _NUMBER.match(text, pos)
+def _says_size(tag: Tag, size: int) -> bool:
+    """Whether the only attribute of <data> is true: strtoul(3) reads it, which wraps a negative number round."""
+    value, end = _strtoll(tag.value)
+    whole = end == len(tag.value) > 0 and abs(value) <= UINT64_MAX
+    return tag.attribute == "size" and whole and value & UINT64_MAX == size
+
+
+def _strtoll(text: str) -> tuple[int, int]:
+    """strtoll(3) of base 0, unbounded: the value, and where it ends (at 0 if there is no number)."""
+    match = _NUMBER.match(text)
     if match is None:
-        return 0, pos
+        return 0, 0
     sign, hexadecimal, octal, decimal = match.groups()
     if decimal is None:
         value = int(hexadecimal, 16) if octal is None else int(octal, 8)

@@ -14,7 +14,21 @@ from typing import Any, ClassVar
 
 from .objects import Object, Unsigned
 
-__all__ = ["CONSTANTS", "IS_CONSTANT", "IS_OPEN", "IS_SIGNED", "IS_STRING", "IS_UNSIGNED", "Shapes", "item", "member"]
+__all__ = [
+    "CONSTANTS",
+    "IS_CONSTANT",
+    "IS_EMPTY",
+    "IS_OPEN",
+    "IS_RAW_DATA",
+    "IS_RAW_NUMBER",
+    "IS_RAW_STRING",
+    "IS_SIGNED",
+    "IS_STRING",
+    "IS_UNSIGNED",
+    "Shapes",
+    "item",
+    "member",
+]
 
 _BLANKS = r"[ \t\r\n]*+"
 _KEY = r"<key>([^<&]{0,32}+)</key>"  # 32 characters are 128 bytes at most
@@ -22,12 +36,16 @@ _STRING = r"<string>([^<&]*+)</string>"
 _UNSIGNED = r"<integer>0x([0-9a-f]{1,16}+)</integer>"
 _SIGNED = r"<integer>(0|-?+[1-9][0-9]{0,17}+)</integer>"
 _CONSTANT = r"<(string|true|false)/>"
-_VALUE = rf"(?:{_STRING}|{_UNSIGNED}|{_SIGNED}|{_CONSTANT}|<(dict|array)/>|<(dict|array)>)"
+_VALUE = (
+    rf"(?:{_STRING}|{_UNSIGNED}|{_SIGNED}|{_CONSTANT}|<(dict|array)/>|<(dict|array)>"
+    r"|<string>([^<]*+)</string>|<integer>([^<]*+)</integer>|<data>([^<]*+)</data>)"
+)
 
 #: Group 1 is the key (of an item: nothing). The group that matched last tells the type; none: the closing tag.
 member = re.compile(rf"{_BLANKS}(?:{_KEY}{_BLANKS}{_VALUE}|</dict>)").match
 item = re.compile(rf"{_BLANKS}(?:(){_VALUE}|</array>)").match
 IS_STRING, IS_UNSIGNED, IS_SIGNED, IS_CONSTANT, IS_EMPTY, IS_OPEN = range(2, 8)
+IS_RAW_STRING, IS_RAW_NUMBER, IS_RAW_DATA = range(8, 11)  # to be decoded by the grammar's methods
 CONSTANTS: dict[str, str | bool] = {"string": "", "true": True, "false": False}
 
 #: By type: how many characters the value's text has before its group, and the expression that stands for it.

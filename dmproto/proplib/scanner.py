@@ -8,11 +8,25 @@ every match starts where the last one ended, so a text is read in O(n).
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
 from ..errors import MessageTooLarge
 from .grammar import Kind, Reader
-from .lanes import CONSTANTS, IS_CONSTANT, IS_OPEN, IS_SIGNED, IS_STRING, IS_UNSIGNED, Shapes, item, member
+from .lanes import (
+    CONSTANTS,
+    IS_CONSTANT,
+    IS_OPEN,
+    IS_RAW_NUMBER,
+    IS_RAW_STRING,
+    IS_SIGNED,
+    IS_STRING,
+    IS_UNSIGNED,
+    Shape,
+    Shapes,
+    item,
+    member,
+)
 from .objects import MAX_DEPTH, MAX_SIZE, Container, Object, Unsigned
 
 __all__ = ["loads"]
@@ -48,12 +62,14 @@ def loads(
 class _Scanner(Reader):
     """The plain reader with two fast lanes beside it."""
 
-    __slots__ = ("opened", "shapes")
+    __slots__ = ("alike", "opened", "shape", "shapes")
 
     def __init__(self, text: str, *, kernel: bool) -> None:
         super().__init__(text, kernel=kernel)
         self.opened = 0  # where the members of the container entered last begin
         self.shapes = Shapes()
+        self.shape: Shape | None = None
+        self.alike: list[Object] = []  # the array that `shape` belongs to
 
     def plist(self, top: str | None, max_depth: int) -> Object:
         self.skip_prolog()
@@ -106,6 +122,8 @@ class _Scanner(Reader):
             elif kind is None:  # </dict>
                 self.pos = pos
                 return None
+            elif kind > IS_OPEN:
+                members[match[1]] = self._raw(match, kind)
             else:
                 inner = {} if match[kind] == "dict" else []
                 members[match[1]] = inner
@@ -145,6 +163,8 @@ class _Scanner(Reader):
             elif kind is None:  # </array>
                 self.pos = pos
                 return None
+            elif kind > IS_OPEN:
+                items.append(self._raw(match, kind))
             else:
                 inner = {} if match[kind] == "dict" else []
                 items.append(inner)
@@ -152,12 +172,21 @@ class _Scanner(Reader):
                     self.pos = pos
                     return inner
 
+    def _raw(self, match: re.Match[str], kind: int) -> str | int | bytes:
+        """The scalar of a member whose text needs decoding."""
+        raw, start = match[kind], match.start(kind)
+        if kind == IS_RAW_STRING:
+            return self.string(raw, start)
+        return self.number(raw, start) if kind == IS_RAW_NUMBER else self.data(raw, start)
+
     def _read_alike(self, items: list[Object]) -> int:
         """Read the dictionaries that are written like the last item, which ends here; return the position behind.
 
-        Tried behind the 4th, 8th, 16th ... item, so that an array of unlike dictionaries pays little for it.
+        A new shape is taken from the 4th, 8th, 16th ... item, so that an array of unlike dictionaries pays little.
         """
         count = len(items)
-        if count < 4 or count & (count - 1) or (shape := self.shapes.of(self.text, self.opened, self.pos)) is None:
+        if count >= 4 and not count & (count - 1):
+            self.alike, self.shape = items, self.shapes.of(self.text, self.opened, self.pos)
+        if self.shape is None or self.alike is not items:
             return self.pos
-        return shape.read(self.text, self.pos, items)
+        return self.shape.read(self.text, self.pos, items)

@@ -9,13 +9,13 @@ table cost no sorting.
 from __future__ import annotations
 
 from binascii import b2a_base64
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import repeat
 from operator import itemgetter
 from typing import Any
 
 from ..errors import MessageTooLarge
-from .objects import INT64_MAX, INT64_MIN, KEY_MAX, MAX_TABS, UINT64_MAX, Container, Object, Unsigned
+from .objects import INT64_MAX, INT64_MIN, KEY_MAX, MAX_TABS, UINT64_MAX, Object, Unsigned
 
 __all__ = ["dumps"]
 
@@ -27,7 +27,12 @@ _HEADER = (
 _FOOTER = "</plist>\n"
 _FLUSH = 4096  # lines that are kept as strings
 
-_Frame = tuple[Iterator[tuple[str, Any]], str]
+_MAX_LAYOUTS, _MAX_LAYOUT = 1024, 32  # how many are remembered, and of how many keys at most
+_EMPTY: dict[type, str] = {dict: "<dict/>", list: "<array/>", bytes: "<data/>"}
+
+#: For a dictionary of certain keys: what the line of each value begins with, and what gets the values in that order.
+_Layout = tuple[list[str], Callable[[dict[str, Any]], Iterable[Any]]]
+_layouts: dict[tuple[str, ...], _Layout] = {}  # by tabs and keys
 
 
 def dumps(obj: Object) -> bytes:
@@ -37,110 +42,94 @@ def dumps(obj: Object) -> bytes:
     beyond 64 bits, a key over `KEY_MAX` bytes, a NUL, a surrogate that stands for no byte. Nesting so deep that more
     than `MAX_TABS` tabs would be written raises `MessageTooLarge`; that limit is ours.
     """
-    return _Writer().text(obj)
-
-
-class _Writer:
-    __slots__ = ("_chunks", "_layouts", "_lines", "_tabs")
-
-    def __init__(self) -> None:
-        self._chunks: list[bytes] = []
-        self._lines = [_HEADER]
-        self._layouts: list[dict[tuple[str, ...], tuple[Any, list[str]]]] = []  # by depth, by keys
-        self._tabs = 0
-
-    def text(self, obj: Object) -> bytes:
-        stack: list[_Frame] = [(iter([("", obj)]), _FOOTER)]
-        while stack:
-            frame, closing = stack[-1]
-            if (opened := self._write_members(frame)) is None:
-                self._lines.append(closing)
-                stack.pop()
-                if len(self._lines) > _FLUSH:
-                    self._flush()
-            else:
-                stack.append(self._enter(*opened, depth=len(stack)))
-        self._flush()
-        return b"".join(self._chunks)
-
-    def _flush(self) -> None:
-        text = "".join(self._lines)
-        if "\0" in text:
-            raise ValueError("a string or key holds a NUL, which ends a text of proplib")
-        self._chunks.append(text.encode("utf-8", "surrogateescape"))
-        self._lines.clear()
-
-    def _write_members(self, frame: Iterator[tuple[str, Any]]) -> tuple[str, Container] | None:
-        """Write lines until the container is through (None) or another opens in it (what its line begins with, it)."""
-        append = self._lines.append
-        for lead, value in frame:
+    chunks: list[bytes] = []
+    lines = [_HEADER]
+    append = lines.append
+    stack: list[tuple[Iterator[tuple[str, Any]], str, str]] = []
+    members: Iterator[tuple[str, Any]] = iter([("", obj)])
+    tabs, closing, tabs_written = "", _FOOTER, 0
+    while True:
+        for lead, value in members:
             kind = type(value)
             if kind is str:
                 if "&" in value or "<" in value or ">" in value:
                     value = _escaped(value)
                 append(f"{lead}<string>{value}</string>\n" if value else f"{lead}<string/>\n")
-            elif kind is Unsigned:
-                if not 0 <= value <= UINT64_MAX:
-                    raise ValueError(f"{_place(lead)}: {value!r} is no unsigned number of 64 bits")
+            elif kind is Unsigned and 0 <= value <= UINT64_MAX:
                 append(f"{lead}<integer>{value:#x}</integer>\n")
-            elif kind is int:
-                if not INT64_MIN <= value <= INT64_MAX:
-                    raise ValueError(f"{_place(lead)}: {value} is no signed number of 64 bits")
-                append(f"{lead}<integer>{value}</integer>\n")
-            elif kind is dict:
-                if value:
-                    return lead, value
-                append(f"{lead}<dict/>\n")
-            elif kind is list:
-                if value:
-                    return lead, value
-                append(f"{lead}<array/>\n")
-            elif kind is bool:
-                append(f"{lead}<true/>\n" if value else f"{lead}<false/>\n")
-            elif kind is bytes:
-                append(
-                    f"{lead}<data>{b2a_base64(value, newline=False).decode()}</data>\n" if value else f"{lead}<data/>\n"
-                )
+            elif (kind is dict or kind is list) and value:
+                append(f"{lead}<dict>\n" if kind is dict else f"{lead}<array>\n")
+                stack.append((members, tabs, closing))
+                closing = f"{tabs}</dict>\n" if kind is dict else f"{tabs}</array>\n"
+                tabs += "\t"
+                tabs_written += len(tabs) * len(value)
+                members = _ordered(tabs, value) if kind is dict else zip(repeat(tabs), value, strict=False)
+                break
             else:
-                raise TypeError(f"{_place(lead)}: a property list holds no {kind.__name__}")
-        return None
-
-    def _enter(self, lead: str, container: Container, *, depth: int) -> _Frame:
-        """Write the start tag of a container within `depth - 1` others, and make the frame of its members."""
-        self._tabs += 2 * depth * len(container)
-        if self._tabs > MAX_TABS:
+                append(f"{lead}{_plain(lead, value)}\n")
+        else:
+            append(closing)
+            if len(lines) > _FLUSH or not stack:
+                chunks.append(_encoded("".join(lines)))
+                lines.clear()
+                if not stack:
+                    return b"".join(chunks)
+            members, tabs, closing = stack.pop()
+        if tabs_written > MAX_TABS:
             raise MessageTooLarge(f"a property list of this depth takes more than {MAX_TABS} tabs")
-        outside = "\t" * (depth - 1)
-        if isinstance(container, list):
-            self._lines.append(f"{lead}<array>\n")
-            return zip(repeat(outside + "\t"), container, strict=False), f"{outside}</array>\n"
-        self._lines.append(f"{lead}<dict>\n")
-        while len(self._layouts) < depth:
-            self._layouts.append({})
-        layouts, keys = self._layouts[depth - 1], tuple(container)
-        if (layout := layouts.get(keys)) is None:
-            layout = layouts[keys] = _layout(keys, outside + "\t")
-        values, leads = layout
-        return zip(leads, values(container), strict=True), f"{outside}</dict>\n"
 
 
-def _layout(keys: tuple[str, ...], tabs: str) -> tuple[Any, list[str]]:
-    """For a dictionary of these keys: what gets its values in their order, and what their lines begin with."""
-    ordered = sorted(keys) if "".join(keys).isascii() else sorted(keys, key=_encoded)
+def _ordered(tabs: str, members: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """What the lines of a dictionary begin with, and its values, in the order of the keys' bytes."""
+    keys = (tabs, *members)
+    layout = _layouts.get(keys)
+    if layout is None:
+        layout = _layout(*keys)
+        if len(keys) <= _MAX_LAYOUT:
+            if len(_layouts) == _MAX_LAYOUTS:
+                _layouts.clear()
+            _layouts[keys] = layout
+    leads, values = layout
+    return zip(leads, values(members), strict=True)
+
+
+def _layout(tabs: str, *keys: str) -> _Layout:
+    ordered = sorted(keys, key=None if "".join(keys).isascii() else _encoded)
     for key in ordered:
         if len(key) > KEY_MAX // 4 and len(_encoded(key)) > KEY_MAX:
             raise ValueError(f"a key is longer than {KEY_MAX} bytes: {key!r}")
-    getter = itemgetter(*ordered)
-    values = getter if len(ordered) > 1 else lambda members: (getter(members),)
-    return values, [f"{tabs}<key>{_escaped(key)}</key>\n{tabs}" for key in ordered]
+    leads = [f"{tabs}<key>{_escaped(key)}</key>\n{tabs}" for key in ordered]
+    if len(ordered) == 1:
+        return leads, lambda members: members.values()
+    return leads, itemgetter(*ordered)
 
 
-def _encoded(text: str) -> bytes:
-    return text.encode("utf-8", "surrogateescape")
+def _plain(lead: str, value: object) -> str:
+    """The text of a scalar that is neither a string nor a good unsigned number, or of an empty container."""
+    kind = type(value)
+    if isinstance(value, int) and kind is int:
+        if INT64_MIN <= value <= INT64_MAX:
+            return f"<integer>{value}</integer>"
+        raise ValueError(f"{_place(lead)}: {value} is no signed number of 64 bits")
+    if isinstance(value, bytes) and value:
+        return f"<data>{b2a_base64(value, newline=False).decode()}</data>"
+    if kind is Unsigned:
+        raise ValueError(f"{_place(lead)}: {value!r} is no unsigned number of 64 bits")
+    if kind is bool:
+        return "<true/>" if value else "<false/>"
+    if kind in _EMPTY:
+        return _EMPTY[kind]
+    raise TypeError(f"{_place(lead)}: a property list holds no {kind.__name__}")
 
 
 def _escaped(text: str) -> str:
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def _encoded(text: str) -> bytes:
+    if "\0" in text:
+        raise ValueError("a string or key holds a NUL, which ends a text of proplib")
+    return text.encode("utf-8", "surrogateescape")
 
 
 def _place(lead: str) -> str:

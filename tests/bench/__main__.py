@@ -29,7 +29,7 @@ def main() -> None:
         module = import_module(name)
         report = Report((module.__doc__ or name).splitlines()[0])
         module.run(report)
-        print(json.dumps(asdict(report)) if options.json else report.table() + "\n", flush=True)
+        print(json.dumps(asdict(report)) if options.json else report.table(), end="\n\n", flush=True)
 
 
 if __name__ == "__main__":
