@@ -19,7 +19,6 @@ Rules of this room:
 from __future__ import annotations
 
 import errno
-import io
 import re
 from collections.abc import Iterator
 from typing import Any, cast
@@ -38,6 +37,7 @@ from construct import (
     this,
 )
 
+from .codegen import fuse
 from .commands import Command, CommandFlag, Payload
 from .errors import BadBinary
 from .flags import DmFlag, NameListFlag
@@ -176,12 +176,15 @@ dm_target_versions = Struct("next" / Int32ul, "version" / Array(3, Int32ul), "na
 # };
 dm_target_msg = Struct("sector" / Int64ul, "message" / Text())
 
-_text = Text()
-_table_load = Chain(dm_target_spec, counted=True)
-_table_status = Chain(dm_target_spec, counted=True, from_first=True, partial=True)
-_names = Chain(dm_name_list)
-_names_v4_0 = Chain(dm_name_list_v4_0)
-_versions = Chain(dm_target_versions)
+_header_codec = fuse(dm_ioctl, "dm_ioctl")
+_deps = fuse(dm_target_deps, "dm_target_deps")
+_msg = fuse(dm_target_msg, "dm_target_msg")
+_text = fuse(Struct("text" / Text()), "text")
+_table_load = fuse(Chain(dm_target_spec, counted=True), "table_load")
+_table_status = fuse(Chain(dm_target_spec, counted=True, from_first=True, partial=True), "table_status")
+_names = fuse(Chain(dm_name_list), "name_list")
+_names_v4_0 = fuse(Chain(dm_name_list_v4_0), "name_list_v4_0")
+_versions = fuse(Chain(dm_target_versions), "target_versions")
 
 
 def parse_header(data: bytes) -> Header:
@@ -245,8 +248,7 @@ def build(message: Message) -> bytes:
 
 
 def _header(data: bytes) -> Header:
-    fields = dm_ioctl.parse(data[:HEADER_SIZE].ljust(HEADER_SIZE, b"\0"))
-    del fields["_io"]
+    fields = _header_codec.parse(data if len(data) >= HEADER_SIZE else data.ljust(HEADER_SIZE, b"\0"))
     fields["version"] = tuple(fields["version"])
     return Header(**fields)
 
@@ -292,25 +294,25 @@ def _decode(data: bytes, header: Header, kind: Payload, *, reply: bool) -> Paylo
                     params=e["params"],
                     status=e["status"],
                 )
-                for e in _parse_at(chain, data, start, end, count=header.target_count)
+                for e in chain.parse_at(data, start, end, count=header.target_count)
             )
         case Payload.NAME_LIST:
             return _decode_names(data, header) if start < end else ()
         case Payload.TARGET_VERSIONS:
-            entries = _parse_at(_versions, data, start, end) if start < end else ()
+            entries = _versions.parse_at(data, start, end) if start < end else ()
             return tuple(TargetVersion(name=e["name"], version=tuple(e["version"])) for e in entries)
         case Payload.TARGET_DEPS:
-            return tuple(_parse_at(dm_target_deps, data, start, end)["dev"])
+            return tuple(_deps.parse_at(data, start, end)["dev"])
         case Payload.TARGET_MSG:
-            e = _parse_at(dm_target_msg, data, start, end)
+            e = _msg.parse_at(data, start, end)
             return TargetMessage(sector=e["sector"], message=e["message"])
         case _:
-            return cast(str, _parse_at(_text, data, start, end))
+            return cast(str, _text.parse_at(data, start, end)["text"])
 
 
 def _decode_names(data: bytes, header: Header) -> tuple[DeviceEntry, ...]:
     if header.version[:2] < EVENT_NR_SINCE:
-        entries = _parse_at(_names_v4_0, data, header.data_start, header.data_size)
+        entries = _names_v4_0.parse_at(data, header.data_start, header.data_size)
         if [(e["dev"], e["name"]) for e in entries] == [(0, "")]:
             return ()  # how kernels of that time, and NetBSD's libdevmapper, say that there is no device
         return tuple(DeviceEntry(name=e["name"], dev=huge_decode(e["dev"])) for e in entries)
@@ -321,14 +323,8 @@ def _decode_names(data: bytes, header: Header) -> tuple[DeviceEntry, ...]:
             event_nr=e["event_nr"],
             uuid=e["uuid"] if e["uuid"] is not None else "" if e["flags"] & NameListFlag.DOESNT_HAVE_UUID else None,
         )
-        for e in _parse_at(_names, data, header.data_start, header.data_size)
+        for e in _names.parse_at(data, header.data_start, header.data_size)
     )
-
-
-def _parse_at(schema: Any, data: bytes, start: int, end: int, **context: int) -> Any:
-    stream = io.BytesIO(data[:end])
-    stream.seek(start)
-    return schema.parse_stream(stream, **context)
 
 
 def _encode_payload(payload: Payloads, header: Header, kind: Payload, reply: bool) -> tuple[bytes, int]:
@@ -356,11 +352,11 @@ def _encode_payload(payload: Payloads, header: Header, kind: Payload, reply: boo
             # list_version_get_needed(): each record and its alignment, whether needed or not
             return body, sum(16 + len(t.name.encode("utf-8", "surrogateescape")) + 1 + 7 for t in records)
         case Payload.TARGET_DEPS:
-            body = dm_target_deps.build({"dev": records})
+            body = _deps.build({"dev": records})
         case Payload.TARGET_MSG:
-            body = dm_target_msg.build({"sector": records.sector, "message": records.message})
+            body = _msg.build({"sector": records.sector, "message": records.message})
         case _:
-            body = _text.build(records)
+            body = _text.build({"text": records})
     return body, len(body)
 
 
@@ -406,7 +402,7 @@ def _encode(header: Header, payload: Payloads, command: Command, reply: bool, si
     fields["data_start"] = header.data_start or HEADER_SIZE
     if isinstance(payload, tuple) and kind is Payload.TARGET_SPECS and not header.target_count:
         fields["target_count"] = len(payload)
-    buffer = dm_ioctl.build(fields)
+    buffer = _header_codec.build(fields)
     if body and place < size:
         buffer = buffer[:place].ljust(place, b"\0") + body[: size - place]
     return cast(bytes, buffer[:size].ljust(size, b"\0"))

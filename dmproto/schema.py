@@ -13,11 +13,11 @@ from construct import (
     Adapter,
     Bytes,
     Construct,
+    ConstructError,
     Container,
-    GreedyBytes,
     ListContainer,
-    NullTerminated,
     SizeofError,
+    StreamError,
     StringError,
     Struct,
     Subconstruct,
@@ -31,13 +31,19 @@ from construct import (
 
 from .records import to_bytes, to_text
 
-__all__ = ["Align", "Chain", "FixedText", "Text", "spoiled"]
+__all__ = ["Align", "Chain", "FixedText", "Text", "bad_next", "located"]
 
 
-def spoiled(error: Exception, offset: int) -> Exception:
-    """The same exception, knowing the stream offset (bytes) at which the trouble stands."""
-    error.offset = offset  # type: ignore[attr-defined]
+def located(error: ConstructError, offset: int) -> ConstructError:
+    """The same exception, with the stream offset (bytes) of the trouble in its attribute `offset`."""
+    error.offset = offset
     return error
+
+
+def bad_next(value: int, least: int, end: int, path: str, offset: int) -> ConstructError:
+    """A `next` (at `offset`) that leads back, into its own struct, or out of the data."""
+    message = f"{value} leads out of the data or not forward, expected an offset from {least} to below {end}"
+    return located(ValidationError(message, f"{path} -> next"), offset)
 
 
 class FixedText(Adapter):  # type: ignore[misc]
@@ -61,20 +67,28 @@ class FixedText(Adapter):  # type: ignore[misc]
         return data.ljust(self.size, b"\0")
 
 
-class Text(Adapter):  # type: ignore[misc]
-    """A NUL-terminated string; the NUL must be there."""
+class Text(Construct):  # type: ignore[misc]
+    """A NUL-terminated string; the NUL must be there. Reads in growing pieces, O(n)."""
 
-    def __init__(self) -> None:
-        super().__init__(NullTerminated(GreedyBytes))
+    def _parse(self, stream: BinaryIO, context: Container, path: str) -> str:
+        start = stream_tell(stream, path)
+        data, piece = b"", 64
+        while chunk := stream.read(piece):
+            data, seen, piece = data + chunk, len(data), 2 * piece
+            if (nul := data.find(0, seen)) >= 0:
+                stream_seek(stream, start + nul + 1, 0, path)
+                return to_text(data[:nul])
+        raise located(StreamError(f"{len(data)} bytes without a NUL, expected a terminated string", path), start)
 
-    def _decode(self, obj: bytes, context: Container, path: str) -> str:
-        return to_text(obj)
-
-    def _encode(self, obj: str, context: Container, path: str) -> bytes:
+    def _build(self, obj: str, stream: BinaryIO, context: Container, path: str) -> str:
         data = to_bytes(obj)
         if 0 in data:
             raise StringError(f"{obj!r} holds a NUL", path)
-        return data
+        stream_write(stream, data + b"\0", len(data) + 1, path)
+        return obj
+
+    def _sizeof(self, context: Container, path: str) -> int:
+        raise SizeofError("strings vary in length", path=path)
 
 
 class Align(Construct):  # type: ignore[misc]
@@ -146,13 +160,7 @@ class Chain(Subconstruct):  # type: ignore[misc]
                 break
             following = (first if self.from_first else offset) + entry.next
             if not offset + self.fixed <= following < end:
-                raise spoiled(
-                    ValidationError(
-                        f"next is {entry.next}, expected an offset from {offset + self.fixed} to below {end}",
-                        f"{where} -> next",
-                    ),
-                    offset + self.next_at,
-                )
+                raise bad_next(entry.next, offset + self.fixed, end, where, offset + self.next_at)
             offset = following
             stream_seek(stream, offset, 0, path)
         return entries
@@ -173,7 +181,7 @@ class Chain(Subconstruct):  # type: ignore[misc]
             following = end + pad - (first if self.from_first else start)
             stream_seek(stream, start + self.next_at, 0, path)
             stream_write(stream, following.to_bytes(4, "little"), 4, path)
-            stream_seek(stream, 0, 2, path)
+            stream_seek(stream, end if last else end + pad, 0, path)
 
     def _sizeof(self, context: Container, path: str) -> int:
         raise SizeofError("entries vary in size", path=path)
