@@ -4,6 +4,7 @@ its `struct hash_cell`)."""
 from __future__ import annotations
 
 import itertools
+import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -83,11 +84,21 @@ class DmDev(BlockDevice):
         if len(self._suspending) == 1:
             for target in self.live.targets if self.live else ():
                 target.presuspend()
-            if self.io.block(lambda: self.mapper.call_soon(self._drained), noflush=noflush):
-                self._drained()
+            begun = threading.get_ident()
+
+            def drained() -> None:
+                if begun == threading.get_ident():
+                    self._drained()
+                else:
+                    self.mapper.call_soon(self._drained)
+
+            self.io.block(drained, noflush=noflush)
+            begun = 0  # from now on another command may be under way in this thread
         return lambda: self._give_up(done)
 
     def _drained(self) -> None:
+        if self.io.in_flight:
+            return  # given up and begun again meanwhile
         waiting, self._suspending = self._suspending, []
         if waiting:
             self.suspended = True

@@ -22,20 +22,17 @@ Resolver = Callable[[str], tuple[Hashable, str, BlockDevice]]
 
 
 class DmTable:
-    """The targets of one slot of `device`. `resolve` finds the devices that parameters name."""
+    """The targets of one slot of `device`; `size` in sectors is the sum of their lengths. `resolve` finds the devices
+    that parameters name."""
 
     def __init__(self, device: DmDev, resolve: Resolver, *, read_only: bool = False) -> None:
         self.device = device
         self.read_only = read_only
+        self.size = 0
         self.targets: list[Target] = []
         self.pdevs: Counter[DmPdev] = Counter()
         self._resolve = resolve
         self._ends: list[int] = []
-
-    @property
-    def size(self) -> int:
-        """Sectors, the sum of the targets' lengths."""
-        return sum(target.len for target in self.targets)
 
     @property
     def _user(self) -> Hashable:
@@ -54,6 +51,7 @@ class DmTable:
             raise
         self.targets.append(target)
         self._ends.append(begin + length)
+        self.size += length
         return target
 
     def get_device(self, name: str) -> DmPdev:
@@ -100,3 +98,4 @@ class DmTable:
                 self.put_device(pdev)
         self.targets.clear()
         self._ends.clear()
+        self.size = 0

@@ -1,0 +1,164 @@
+"""Linux's device-mapper as binary clients meet it: entry checks, dispatch and copy-back (drivers/md/dm-ioctl.c 6.1:
+ctl_ioctl(), copy_params(), validate_params()).
+
+An ioctl goes through the checks below in the kernel's order, then a handler of `_HANDLERS` changes the model and the
+`Call`. A handler returns None when it is done, or a `Cancel` when it has parked the call and will finish it later; it
+raises `Refusal` to fail. The rooms next door: `linux_call` (the buffer), `linux_dev`, `linux_table`, `linux_message`
+(the commands), `linux_uevent`, `linux_resolver`, `linux_stats`.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from struct import Struct
+from typing import TYPE_CHECKING
+
+from dmproto.commands import BY_NUMBER, DM_IOCTL, CommandFlag
+from dmproto.flags import DmFlag
+from dmproto.linux import DATA_OFFSET, MAX_DATA_SIZE
+
+from ..model.dm_dev import DmDev
+from ..model.mapper import Mapper
+from . import linux_dev, linux_message, linux_status, linux_table
+from .linux_call import VERSION, VERSION_BYTES, Call, Refusal
+from .linux_status import Wait
+from .session import Cancel, Session
+
+if TYPE_CHECKING:
+    from ..targets.registry import TargetRegistry
+
+__all__ = ["LinuxControl"]
+
+Handler = Callable[[Call], Cancel | None]
+
+_VERSION = Struct("<3I")
+_SECURE = int(DmFlag.SECURE_DATA)
+_CLEARED = ~(DmFlag.BUFFER_FULL | DmFlag.UEVENT_GENERATED | DmFlag.SECURE_DATA | DmFlag.DATA_OUT)
+
+_HANDLERS: dict[str, Handler] = {
+    "REMOVE_ALL": linux_dev.remove_all,
+    "LIST_DEVICES": linux_dev.list_devices,
+    "DEV_CREATE": linux_dev.dev_create,
+    "DEV_REMOVE": linux_dev.dev_remove,
+    "DEV_RENAME": linux_dev.dev_rename,
+    "DEV_SUSPEND": linux_dev.dev_suspend,
+    "DEV_STATUS": linux_dev.dev_status,
+    "DEV_WAIT": linux_status.dev_wait,
+    "TABLE_LOAD": linux_table.table_load,
+    "TABLE_CLEAR": linux_table.table_clear,
+    "TABLE_DEPS": linux_status.table_deps,
+    "TABLE_STATUS": linux_status.table_status,
+    "LIST_VERSIONS": linux_status.list_versions,
+    "TARGET_MSG": linux_message.target_message,
+    "DEV_SET_GEOMETRY": linux_dev.dev_set_geometry,
+    "DEV_ARM_POLL": linux_dev.dev_arm_poll,
+    "GET_TARGET_VERSION": linux_status.get_target_version,
+}
+
+#: Commands whose name and uuid are not looked at.
+_NAMELESS = {"REMOVE_ALL", "LIST_DEVICES", "LIST_VERSIONS"}
+
+
+class _Entry:
+    """One command as the entry checks see it."""
+
+    __slots__ = ("create", "global_event", "handler", "nameless", "params")
+
+    def __init__(self, name: str, handler: Handler, flags: CommandFlag) -> None:
+        self.handler = handler
+        self.params = CommandFlag.NO_PARAMS not in flags
+        self.global_event = CommandFlag.GLOBAL_EVENT in flags
+        self.nameless = name in _NAMELESS
+        self.create = name == "DEV_CREATE"
+
+
+_ENTRIES = {
+    number: _Entry(command.name, _HANDLERS[command.name], command.flags)
+    for number, command in BY_NUMBER.items()
+    if command.name in _HANDLERS
+}
+
+
+class LinuxControl:
+    """The control node of one `mapper`, with the target types of `registry`."""
+
+    def __init__(self, mapper: Mapper, registry: TargetRegistry) -> None:
+        self.mapper = mapper
+        self.registry = registry
+        self.waits: dict[DmDev, set[Wait]] = {}
+        mapper.on_remove.append(self._removing)
+
+    def ioctl(self, session: Session, number: int, buffer: bytes, done: Callable[[int, bytes], None]) -> Cancel | None:
+        """Carry out one ioctl(2) on the caller's whole `buffer`; only type and command of `number` count.
+
+        `done(result, written)` is called once, now or later: 0 or -errno, and the prefix of the buffer that is
+        written back. A parked command returns a `Cancel`, which answers it with EINTR.
+        """
+        if not session.privileged:
+            done(-errno.EACCES, b"")
+            return None
+        if number >> 8 & 0xFF != DM_IOCTL:
+            done(-errno.ENOTTY, b"")
+            return None
+        if len(buffer) < 12:
+            done(-errno.EFAULT, b"")
+            return None
+        command, number = number, number & 0xFF
+        major, minor, patch = _VERSION.unpack_from(buffer)
+        if major != VERSION[0] or minor > VERSION[1]:
+            kernel = "{}.{}.{}".format(*VERSION)
+            self.complain(
+                f"ioctl: ioctl interface mismatch: kernel({kernel}), user({major}.{minor}.{patch}), cmd({number})"
+            )
+            done(-errno.EINVAL, VERSION_BYTES)
+            return None
+        if not number:
+            done(0, VERSION_BYTES)
+            return None
+        entry = _ENTRIES.get(number)
+        if entry is None:
+            self.complain(f"ioctl: dm_ctl_ioctl: unknown command 0x{command:x}")
+            done(-errno.ENOTTY, VERSION_BYTES)
+            return None
+        if len(buffer) < DATA_OFFSET:
+            done(-errno.EFAULT, VERSION_BYTES)
+            return None
+        return self._run(entry, number, Call(self, session, bytearray(buffer), done))
+
+    def _removing(self, device: DmDev) -> None:
+        """__hash_remove(): the last event of a device, while those who wait for it can still see its table."""
+        if device.live is not None:
+            device.event()
+        for wait in tuple(self.waits.get(device, ())):
+            wait.wake()
+
+    def complain(self, text: str) -> None:
+        """A line of the kernel log."""
+        self.mapper.events.log(f"device-mapper: {text}")
+
+    def _run(self, entry: _Entry, number: int, call: Call) -> Cancel | None:
+        size = call.size
+        try:
+            if not DATA_OFFSET <= size <= MAX_DATA_SIZE:
+                raise Refusal(errno.EINVAL, f"Invalid data size in the ioctl structure: {size}")
+            if not entry.params:
+                call.size = DATA_OFFSET
+            elif size > len(call.buffer):
+                raise Refusal(errno.EFAULT)
+            call.secure = bool(call.flags & _SECURE)
+            call.flags &= _CLEARED
+            if not entry.nameless:
+                call.check_names(number, create=entry.create)
+            parked = entry.handler(call)
+        except Refusal as refusal:
+            if refusal.complaint:
+                self.complain(f"ioctl: {refusal.complaint}")
+            call.finish(-refusal.errno)
+            return None
+        if parked is not None:
+            return parked
+        if entry.global_event:
+            self.mapper.events.bump()
+        call.finish()
+        return None

@@ -1,0 +1,226 @@
+"""One ioctl under way: the kernel's copy of the caller's buffer, and what every command does with it
+(drivers/md/dm-ioctl.c: find_device(), __dev_status(), get_result_buffer()).
+
+The buffer is changed in place, so whatever a command does not write keeps the caller's bytes.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from struct import Struct
+from typing import TYPE_CHECKING
+
+from dmproto.flags import DmFlag
+from dmproto.linux import DATA_OFFSET, HEADER_SIZE
+from dmproto.records import DM_NAME_LEN, DM_UUID_LEN, huge_decode, huge_encode, to_bytes, to_text
+
+from ..model.dm_dev import DmDev
+from ..model.dm_table import DmTable
+from .session import Session
+
+if TYPE_CHECKING:
+    from .linux import LinuxControl
+
+__all__ = ["VERSION", "VERSION_BYTES", "Call", "Refusal"]
+
+VERSION = (4, 47, 0)
+VERSION_BYTES = Struct("<3I").pack(*VERSION)
+
+_FIXED = Struct("<12x7IQ")  # data_size ... padding, dev
+_REPLY = Struct("<9I")  # version ... event_nr; the padding behind it is the caller's
+_DEV = Struct("<Q")
+_NAME = 48
+_UUID = _NAME + DM_NAME_LEN
+
+_READONLY, _SUSPEND = int(DmFlag.READONLY), int(DmFlag.SUSPEND)
+_ACTIVE, _INACTIVE = int(DmFlag.ACTIVE_PRESENT), int(DmFlag.INACTIVE_PRESENT)
+_DEFERRED, _QUERY_INACTIVE = int(DmFlag.DEFERRED_REMOVE), int(DmFlag.QUERY_INACTIVE)
+_STATE = ~(_SUSPEND | _READONLY | _ACTIVE | DmFlag.INTERNAL_SUSPEND)
+_BUFFER_FULL = int(DmFlag.BUFFER_FULL)
+
+
+class Refusal(Exception):
+    """A command failed with `errno`; `complaint` is what the kernel logs about it ("": nothing)."""
+
+    def __init__(self, number: int, complaint: str = "") -> None:
+        super().__init__(complaint or errno.errorcode.get(number, str(number)))
+        self.errno = number
+        self.complaint = complaint
+
+
+class Call:
+    """`buffer` holds the request and becomes the reply; `size` is the request's data_size, in bytes."""
+
+    __slots__ = (
+        "buffer",
+        "control",
+        "data_size",
+        "data_start",
+        "dev",
+        "done",
+        "event_nr",
+        "flags",
+        "open_count",
+        "secure",
+        "session",
+        "size",
+        "target_count",
+    )
+
+    def __init__(
+        self, control: LinuxControl, session: Session, buffer: bytearray, done: Callable[[int, bytes], None]
+    ) -> None:
+        self.control = control
+        self.session = session
+        self.buffer = buffer
+        self.done = done
+        self.secure = False
+        (
+            self.size,
+            self.data_start,
+            self.target_count,
+            self.open_count,
+            self.flags,
+            self.event_nr,
+            _,
+            self.dev,
+        ) = _FIXED.unpack_from(buffer)
+        self.data_size = DATA_OFFSET
+
+    @property
+    def name(self) -> bytes:
+        return self._text(_NAME, DM_NAME_LEN)
+
+    @name.setter
+    def name(self, name: bytes) -> None:
+        self.buffer[_NAME : _NAME + len(name) + 1] = name + b"\0"
+
+    @property
+    def uuid(self) -> bytes:
+        return self._text(_UUID, DM_UUID_LEN)
+
+    @uuid.setter
+    def uuid(self, uuid: bytes) -> None:
+        self.buffer[_UUID : _UUID + len(uuid) + 1] = uuid + b"\0"
+
+    def _text(self, start: int, length: int) -> bytes:
+        buffer = self.buffer
+        if not buffer[start]:
+            return b""
+        return bytes(buffer[start : buffer.find(0, start, start + length)])
+
+    def check_names(self, number: int, *, create: bool) -> None:
+        """What validate_params() demands of name and uuid; their last bytes become NUL."""
+        buffer = self.buffer
+        if create:
+            if not buffer[_NAME]:
+                raise Refusal(errno.EINVAL, "name not supplied when creating device")
+        elif buffer[_NAME] and buffer[_UUID]:
+            raise Refusal(errno.EINVAL, f"only supply one of name or uuid, cmd({number})")
+        buffer[_UUID - 1] = buffer[_UUID + DM_UUID_LEN - 1] = 0
+
+    def find_device(self) -> DmDev:
+        """The device that the request names, its name and uuid written into the reply. ENXIO when there is none."""
+        mapper = self.control.mapper
+        buffer = self.buffer
+        device: DmDev | None = None
+        if buffer[_UUID]:
+            if not (buffer[_NAME] or self.dev):
+                device = mapper.by_uuid(to_text(self.uuid))
+        elif buffer[_NAME]:
+            if not self.dev:
+                device = mapper.by_name(to_text(self.name))
+        elif self.dev:
+            major, minor = huge_decode(self.dev)
+            if major == mapper.major:
+                device = mapper.devices.get(minor)
+        if device is None:
+            raise Refusal(errno.ENXIO)
+        self.name = to_bytes(device.name)
+        self.uuid = to_bytes(device.uuid)
+        if device.inactive is not None:
+            self.flags |= _INACTIVE
+        else:
+            self.flags &= ~_INACTIVE
+        return device
+
+    def status(self, device: DmDev) -> None:
+        """Fill in the status fields."""
+        flags = self.flags & _STATE
+        if device.suspended:
+            flags |= _SUSPEND
+        if device.deferred_remove:
+            flags |= _DEFERRED
+        self.dev = huge_encode(device.dev)
+        self.open_count = device.openers
+        self.event_nr = device.event_nr
+        self.target_count = 0
+        live = device.live
+        if live is not None:
+            flags |= _ACTIVE
+            if not flags & _QUERY_INACTIVE:
+                self.target_count = len(live.targets)
+                if device.read_only:
+                    flags |= _READONLY
+        if flags & _QUERY_INACTIVE and (inactive := device.inactive) is not None:
+            self.target_count = len(inactive.targets)
+            if inactive.read_only:
+                flags |= _READONLY
+        self.flags = flags
+
+    def table(self, device: DmDev) -> DmTable | None:
+        """The live table, or the inactive one if the request asks for it."""
+        return device.inactive if self.flags & _QUERY_INACTIVE else device.live
+
+    def result_room(self) -> int:
+        """Point data_start at the reply's data; returns how many bytes there are for it."""
+        self.data_start = min(HEADER_SIZE, self.size)
+        return self.size - self.data_start
+
+    def buffer_full(self) -> None:
+        self.flags |= _BUFFER_FULL
+
+    def text_from(self, start: int) -> bytes | None:
+        """The NUL-terminated string at `start`; None when it does not end before data_size."""
+        end = self.buffer.find(0, start, self.size)
+        return None if end < 0 else bytes(self.buffer[start:end])
+
+    def go_on(self, then: Callable[[], None]) -> None:
+        """Finish a parked call by doing what is left of it."""
+        try:
+            then()
+        except Refusal as refusal:
+            if refusal.complaint:
+                self.control.complain(f"ioctl: {refusal.complaint}")
+            self.finish(-refusal.errno)
+        else:
+            self.finish()
+
+    def finish(self, result: int = 0) -> None:
+        """Answer with 0 or -errno. On success the first `data_size` bytes go back, on failure the version only; a
+        buffer with secure data was zeroed before the command ran, version included."""
+        if result:
+            reply = b"" if self.secure else VERSION_BYTES
+        else:
+            buffer = self.buffer
+            size = self.data_size
+            if size:
+                _REPLY.pack_into(
+                    buffer,
+                    0,
+                    *VERSION,
+                    size,
+                    self.data_start,
+                    self.target_count,
+                    self.open_count,
+                    self.flags,
+                    self.event_nr,
+                )
+                _DEV.pack_into(buffer, 40, self.dev)
+                reply = bytes(buffer[:size])
+            else:
+                reply = VERSION_BYTES
+        if self.secure:
+            reply = reply.ljust(self.size, b"\0")
+        self.done(result, reply)

@@ -1,0 +1,258 @@
+"""Linux's commands on devices: create, remove, rename, suspend, list ... (drivers/md/dm-ioctl.c)."""
+
+from __future__ import annotations
+
+import errno
+import re
+from collections.abc import Callable
+from struct import Struct
+
+from dmproto.flags import DmFlag, NameListFlag
+from dmproto.linux import DATA_OFFSET
+from dmproto.records import DM_NAME_LEN, DM_UUID_LEN, huge_decode, huge_encode, to_bytes, to_text
+
+from ..model.dm_dev import DmDev
+from ..model.dm_target import TargetError
+from .linux_call import Call, Refusal
+from .session import Cancel
+
+__all__ = [
+    "dev_arm_poll",
+    "dev_create",
+    "dev_remove",
+    "dev_rename",
+    "dev_set_geometry",
+    "dev_status",
+    "dev_suspend",
+    "list_devices",
+    "remove_all",
+]
+
+MINORS = 1 << 20
+
+_NAME_LIST = Struct("<QI")
+_NAME_INFO = Struct("<II")
+_GEOMETRY = re.compile(rb"\s*(\d+)\s+(\d+)\s+(\d+)\s+(\d+)\Z")
+
+
+def _check_name(name: bytes) -> None:
+    if b"/" in name:
+        raise Refusal(errno.EINVAL, "invalid device name")
+
+
+def dev_create(call: Call) -> None:
+    """dev_create(): the minor is reserved first, then the names are looked at."""
+    mapper = call.control.mapper
+    name, uuid = call.name, call.uuid
+    _check_name(name)
+    minor: int | None = None
+    if call.flags & DmFlag.PERSISTENT_DEV:
+        minor = huge_decode(call.dev)[1]
+        if minor >= MINORS or not mapper.minors.reserve(minor):
+            raise Refusal(errno.ENXIO)
+    if mapper.by_name(to_text(name)) or (uuid and mapper.by_uuid(to_text(uuid))):
+        if minor is not None:
+            mapper.minors.free(minor)
+        raise Refusal(errno.EBUSY)
+    device = mapper.create(to_text(name), to_text(uuid), minor)
+    call.flags &= ~DmFlag.INACTIVE_PRESENT
+    call.status(device)
+
+
+def dev_remove(call: Call) -> None:
+    """dev_remove(): an open device stays, marked for removal if the request says so."""
+    device = call.find_device()
+    if device.openers:
+        if not call.flags & DmFlag.DEFERRED_REMOVE:
+            raise Refusal(errno.EBUSY)
+        device.deferred_remove = True
+        return
+    call.flags &= ~DmFlag.DEFERRED_REMOVE
+    if device.has_disk:
+        call.flags |= DmFlag.UEVENT_GENERATED
+    device.mapper.remove(device)
+
+
+def remove_all(call: Call) -> None:
+    """dm_hash_remove_all(): in the order of names, again from the start after each removal that may have closed another
+    device."""
+    mapper = call.control.mapper
+    skipped = -1
+    while skipped:
+        removed = False
+        skipped = 0
+        for device in mapper.sorted_by_name():
+            if device.openers:
+                device.deferred_remove |= bool(call.flags & DmFlag.DEFERRED_REMOVE)
+                skipped += 1
+                continue
+            stacked = _stands_on_devices(device)
+            mapper.remove(device)
+            removed = True
+            if stacked and skipped:
+                break
+        if not removed:
+            break
+    if skipped > 0:
+        call.control.complain(f"ioctl: remove_all left {skipped} open device(s)")
+    call.data_size = 0
+
+
+def _stands_on_devices(device: DmDev) -> bool:
+    return any(isinstance(pdev.bdev, DmDev) for table in device.slots if table for pdev in table.pdevs)
+
+
+def dev_rename(call: Call) -> None:
+    """dev_rename(): a new name, or with the UUID flag a first uuid."""
+    mapper = call.control.mapper
+    set_uuid = bool(call.flags & DmFlag.UUID)
+    what = "uuid" if set_uuid else "name"
+    new = call.text_from(call.data_start) if call.data_start >= DATA_OFFSET else None
+    if not new or len(new) >= (DM_UUID_LEN if set_uuid else DM_NAME_LEN):
+        raise Refusal(errno.EINVAL, "Invalid new mapped device name or uuid string supplied.")
+    if not set_uuid:
+        _check_name(new)
+    text, name = to_text(new), to_text(call.name)
+    if mapper.by_uuid(text) if set_uuid else mapper.by_name(text):
+        raise Refusal(
+            errno.EBUSY, f"Unable to change {what} on mapped device {name} to one that already exists: {text}"
+        )
+    device = mapper.by_name(name)
+    if device is None:
+        prefix = "uuid " if set_uuid else ""
+        raise Refusal(errno.ENXIO, f"Unable to rename non-existent device, {name} to {prefix}{text}")
+    if not set_uuid:
+        mapper.rename(device, text)
+    elif device.uuid:
+        raise Refusal(
+            errno.EINVAL,
+            f"Unable to change uuid of mapped device {name} to {text} because uuid is already set to {device.uuid}",
+        )
+    else:
+        mapper.set_uuid(device, text)
+    if device.live:
+        device.event()
+    if device.has_disk:
+        call.flags |= DmFlag.UEVENT_GENERATED
+    call.status(device)
+
+
+def dev_status(call: Call) -> None:
+    call.status(call.find_device())
+
+
+def dev_suspend(call: Call) -> Cancel | None:
+    """dev_suspend(): with the SUSPEND flag do_suspend(), else do_resume()."""
+    device = call.find_device()
+    if not call.flags & DmFlag.SUSPEND:
+        return _resume(call, device)
+    return _suspended(call, device, lambda: call.status(device))
+
+
+def _suspended(call: Call, device: DmDev, then: Callable[[], None]) -> Cancel | None:
+    """Suspend the device unless it is, then go on; parked while bios are under way."""
+    if device.suspended:
+        then()
+        return None
+    parked = False
+
+    def suspended() -> None:
+        if parked:
+            call.go_on(then)
+        else:
+            then()
+
+    cancel = device.suspend(suspended, noflush=bool(call.flags & DmFlag.NOFLUSH))
+    if device.suspended:
+        return None
+    parked = True
+
+    def interrupt() -> None:
+        if cancel():
+            call.finish(-errno.EINTR)
+
+    return interrupt
+
+
+def _resume(call: Call, device: DmDev) -> Cancel | None:
+    new = device.inactive
+    call.flags &= ~DmFlag.INACTIVE_PRESENT
+    if new is None:
+        _finish_resume(call, device)
+        return None
+    return _suspended(call, device, lambda: _finish_resume(call, device))
+
+
+def _finish_resume(call: Call, device: DmDev) -> None:
+    old = None
+    swapped = device.inactive is not None
+    if swapped:
+        old = device.swap()
+        call.control.mapper.events.bump()
+    elif device.suspended and device.live is None:
+        raise Refusal(errno.EINVAL)
+    if device.suspended:
+        try:
+            device.resume()
+        except TargetError as failure:
+            raise Refusal(failure.errno) from failure
+        finally:
+            if old is not None:
+                old.destroy()
+        call.flags |= DmFlag.UEVENT_GENERATED
+    call.status(device)
+
+
+def dev_set_geometry(call: Call) -> None:
+    """dev_set_geometry(): "cylinders heads sectors start"."""
+    device = call.find_device()
+    text = call.text_from(call.data_start) if call.data_start >= DATA_OFFSET else None
+    if text is None:
+        raise Refusal(errno.EINVAL, "Invalid geometry supplied.")
+    match = _GEOMETRY.match(text)
+    if match is None:
+        raise Refusal(errno.EINVAL, "Unable to interpret geometry settings.")
+    cylinders, heads, sectors, start = (int(number) & 0xFFFFFFFFFFFFFFFF for number in match.groups())
+    if cylinders > 65535 or heads > 255 or sectors > 255:
+        raise Refusal(errno.EINVAL, "Geometry exceeds range limits.")
+    if start > cylinders * heads * sectors:
+        call.control.complain("core: Start sector is beyond the geometry limits.")
+        raise Refusal(errno.EINVAL)
+    device.geometry = (cylinders, heads, sectors, start)
+    call.data_size = 0
+
+
+def dev_arm_poll(call: Call) -> None:
+    """dev_arm_poll(): the node is readable once the global event number has moved on from here."""
+    call.session.event_nr = call.control.mapper.events.global_nr
+
+
+def list_devices(call: Call) -> None:
+    """list_devices(): all or nothing. O(n)."""
+    room = call.result_room()
+    with_uuid = call.flags & DmFlag.UUID
+    entries = []
+    needed = 0
+    for device in call.control.mapper.sorted_by_name():
+        name = to_bytes(device.name)
+        uuid = to_bytes(device.uuid) if with_uuid and device.uuid else b""
+        info = _NAME_LIST.size + len(name) + 1 + 7 & ~7
+        size = info + 8 + (len(uuid) + 1 + 7 & ~7 if uuid else 0)
+        entries.append((device, name, uuid, info, size))
+        needed += size
+    if room < max(needed, 8):
+        call.buffer_full()
+        return
+    buffer, at = call.buffer, call.data_start
+    call.data_size = at + needed
+    for device, name, uuid, info, size in entries:
+        flags = 0
+        if with_uuid:
+            flags = NameListFlag.HAS_UUID.value if uuid else NameListFlag.DOESNT_HAVE_UUID.value
+        following = size if at + size < call.data_size else 0
+        _NAME_LIST.pack_into(buffer, at, huge_encode(device.dev), following)
+        buffer[at + 12 : at + 13 + len(name)] = name + b"\0"
+        _NAME_INFO.pack_into(buffer, at + info, device.event_nr, flags)
+        if uuid:
+            buffer[at + info + 8 : at + info + 9 + len(uuid)] = uuid + b"\0"
+        at += size

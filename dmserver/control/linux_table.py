@@ -1,0 +1,108 @@
+"""Linux's commands that change tables: load and clear (drivers/md/dm-ioctl.c, dm-table.c)."""
+
+from __future__ import annotations
+
+import errno
+from struct import Struct
+
+from dmproto.flags import DmFlag
+from dmproto.records import to_text
+
+from ..model.args import split_args
+from ..model.dm_table import DmTable
+from ..model.dm_target import Target, TargetError, TargetFeature
+from .linux_call import Call, Refusal
+from .linux_resolver import LinuxResolver
+
+__all__ = ["table_clear", "table_load"]
+
+MAX_TARGETS = 1 << 20
+MAX_SECTORS = (1 << 54) - 1
+
+_SPEC = Struct("<QQiI")  # sector_start, length, status, next; target_type[16] follows
+_SPEC_SIZE = 40
+
+
+def table_load(call: Call) -> None:
+    """table_load(): build a table from the specs and put it into the inactive slot. A failure leaves the slot alone."""
+    device = call.find_device()
+    if call.target_count > MAX_TARGETS:
+        raise Refusal(errno.EOVERFLOW)
+    table = DmTable(device, LinuxResolver(device.mapper), read_only=bool(call.flags & DmFlag.READONLY))
+    try:
+        _populate(call, table)
+    except BaseException:
+        table.destroy()
+        raise
+    device.has_disk = True
+    old, device.inactive = device.inactive, table
+    call.flags |= DmFlag.INACTIVE_PRESENT
+    call.status(device)
+    if old is not None:
+        old.destroy()
+
+
+def _populate(call: Call, table: DmTable) -> None:
+    """populate_table(): `next` counts from the current spec on; only sizes and NULs inside data_size are trusted."""
+    if not call.target_count:
+        raise Refusal(errno.EINVAL, "populate_table: no targets specified")
+    at, step = 0, call.data_start
+    for _ in range(call.target_count):
+        at += step
+        params = call.text_from(at + _SPEC_SIZE) if step >= _SPEC_SIZE else None
+        if params is None:
+            raise Refusal(errno.EINVAL, "unable to find target")
+        start, length, _status, step = _SPEC.unpack_from(call.buffer, at)
+        kind = call.text_from(at + _SPEC.size)
+        _add_target(call, table, to_text(kind or b""), start, length, to_text(params))
+
+
+def _add_target(call: Call, table: DmTable, kind: str, start: int, length: int, params: str) -> None:
+    """dm_table_add_target()."""
+    device = f"{table.device.dev[0]}:{table.device.minor}"
+    try:
+        target_type = _admit(call, table, kind, start, length)
+        table.add_target(target_type, start, length, split_args(params))
+    except TargetError as failure:
+        name = errno.errorcode.get(failure.errno, str(failure.errno))
+        call.control.complain(f"table: {device}: {kind}: {failure} (-{name})")
+        raise Refusal(failure.errno, "error adding target to table") from failure
+
+
+def _admit(call: Call, table: DmTable, kind: str, start: int, length: int) -> type[Target]:
+    """The checks before a constructor runs. TargetError for those that a target type makes."""
+    prefix = f"table: {table.device.dev[0]}:{table.device.minor}: "
+    complaint = ""
+    first = type(table.targets[0]) if table.targets else None
+    target_type = None
+    if first and TargetFeature.SINGLETON in first.features:
+        complaint = f"target type {first.name} must appear alone in table"
+    elif not length:
+        complaint = "zero-length target"
+    elif start + length > MAX_SECTORS:
+        complaint = "too large device"
+    elif (target_type := call.control.registry.get(kind)) is None:
+        complaint = f"{kind}: unknown target type"
+    if target_type is None:
+        call.control.complain(prefix + complaint)
+        raise Refusal(errno.EINVAL, "error adding target to table")
+    features = target_type.features
+    if first and TargetFeature.SINGLETON in features:
+        raise TargetError(errno.EINVAL, "singleton target type must appear alone in table")
+    if TargetFeature.ALWAYS_WRITEABLE in features and table.read_only:
+        raise TargetError(errno.EINVAL, "target type may not be included in a read-only table")
+    if first and target_type is not first and TargetFeature.IMMUTABLE in features | first.features:
+        raise TargetError(errno.EINVAL, "immutable target type cannot be mixed with other target types")
+    if start != table.size:
+        raise TargetError(errno.EINVAL, "Gap in table")
+    return target_type
+
+
+def table_clear(call: Call) -> None:
+    """table_clear(): empty the inactive slot."""
+    device = call.find_device()
+    table, device.inactive = device.inactive, None
+    call.flags &= ~DmFlag.INACTIVE_PRESENT
+    call.status(device)
+    if table is not None:
+        table.destroy()
