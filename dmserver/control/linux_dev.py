@@ -154,21 +154,23 @@ def _suspended(call: Call, device: DmDev, then: Callable[[], None]) -> Cancel | 
     if device.suspended:
         then()
         return None
-    parked = False
+    parked = finished = False
 
     def suspended() -> None:
+        nonlocal finished
+        finished = True
         if parked:
             call.go_on(then)
         else:
             then()
 
-    cancel = device.suspend(suspended, noflush=bool(call.flags & DmFlag.NOFLUSH))
-    if device.suspended:
+    give_up = device.suspend(suspended, noflush=bool(call.flags & DmFlag.NOFLUSH))
+    if finished:
         return None
     parked = True
 
     def interrupt() -> None:
-        if cancel():
+        if give_up():
             call.finish(-errno.EINTR)
 
     return interrupt
