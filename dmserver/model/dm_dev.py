@@ -4,7 +4,6 @@ its `struct hash_cell`)."""
 from __future__ import annotations
 
 import itertools
-import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -84,16 +83,8 @@ class DmDev(BlockDevice):
         if len(self._suspending) == 1:
             for target in self.live.targets if self.live else ():
                 target.presuspend()
-            begun = threading.get_ident()
-
-            def drained() -> None:
-                if begun == threading.get_ident():
-                    self._drained()
-                else:
-                    self.mapper.call_soon(self._drained)
-
-            self.io.block(drained, noflush=noflush)
-            begun = 0  # from now on another command may be under way in this thread
+            if self.io.block(lambda: self.mapper.call_soon(self._drained), noflush=noflush):
+                self._drained()
         return lambda: self._give_up(done)
 
     def _drained(self) -> None:
