@@ -123,12 +123,17 @@ class _Watched(io.BytesIO):
         return super().read(size)
 
 
+def _context(*, parsing: bool) -> Container:
+    """What `Construct.parse_stream` and `build_stream` make for themselves."""
+    return Container(_parsing=parsing, _building=not parsing, _sizing=False, _params=None)
+
+
 def refusal(schema: Construct, data: bytes, offset: int, end: int, path: str) -> ConstructError:
     """Why `schema` cannot parse what stands at `offset`."""
     stream = _Watched(bytes(data[:end]))
     stream.seek(offset)
     try:
-        schema._parse(stream, Container(), path)
+        schema._parse(stream, _context(parsing=True), path)
     except ConstructError as error:
         return error if hasattr(error, "offset") else located(error, stream.last)
     raise AssertionError(f"{schema!r} parses what its generated code refuses")
@@ -137,7 +142,7 @@ def refusal(schema: Construct, data: bytes, offset: int, end: int, path: str) ->
 def objection(schema: Construct, obj: Any, path: str) -> Exception:
     """Why `schema` cannot build `obj`."""
     try:
-        schema._build(obj, io.BytesIO(), Container(), path)
+        schema._build(obj, io.BytesIO(), _context(parsing=False), path)
     except Exception as error:
         return error
     raise AssertionError(f"{schema!r} builds what its generated code refuses")

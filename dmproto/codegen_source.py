@@ -173,6 +173,7 @@ class _Writer:
 
     where = '"(parsing)"'  #: source of the path in which a bad struct is reported
     building_path = '"(building)"'
+    built = "obj"  #: source of what the schema is asked to build in its place
 
     def __init__(self, name: str, plan: _Plan) -> None:
         self.name, self.plan = name, plan
@@ -216,7 +217,9 @@ class _Writer:
     def object_to(self, depth: int, *conditions: str) -> None:
         if conditions:
             self.emit(
-                depth, f"if {' or '.join(conditions)}:", f"    raise objection(schema, obj, {self.building_path})"
+                depth,
+                f"if {' or '.join(conditions)}:",
+                f"    raise objection(schema, {self.built}, {self.building_path})",
             )
 
     def read(self, depth: int) -> str:
@@ -314,13 +317,16 @@ class _StructWriter(_Writer):
             self.emit(3, f"{variable} = {_key(plan.counted)}")
             behind = f' + pack_numbers(f"<{{len({variable})}}{plan.number}", *{variable})'
         self.pack(3, "return ", behind)
-        self.emit(2, "except struct_error:", f"    raise objection(schema, obj, {self.building_path}) from None")
+        self.emit(
+            2, "except struct_error:", f"    raise objection(schema, {self.built}, {self.building_path}) from None"
+        )
         return "\n".join(self.lines) + "\n"
 
 
 class _ChainWriter(_Writer):
     where = 'f"(parsing)[{len(entries)}]"'
     building_path = 'f"(building)[{index}]"'
+    built = '{**obj, "next": 0}'
 
     def __init__(self, name: str, plan: _Plan, chain: Chain) -> None:
         super().__init__(name, plan)
@@ -382,7 +388,9 @@ class _ChainWriter(_Writer):
             self.pack(4, "append(", ")", following)
         if chain.from_first:
             self.emit(4, f"offset += {size}")
-        self.emit(3, "except struct_error:", f"    raise objection(schema, obj, {self.building_path}) from None")
+        self.emit(
+            3, "except struct_error:", f"    raise objection(schema, {self.built}, {self.building_path}) from None"
+        )
         used = "base + len(tail)" if plan.after.format else f"{plan.head.size + 1} + len({_variable(plan.text)})"
         self.emit(2, "if parts:", f"    parts[-1] = parts[-1][: {used}]", 'return b"".join(parts)')
 

@@ -186,6 +186,12 @@ _names = fuse(Chain(dm_name_list), "name_list")
 _names_v4_0 = fuse(Chain(dm_name_list_v4_0), "name_list_v4_0")
 _versions = fuse(Chain(dm_target_versions), "target_versions")
 
+_STRUCTS = {
+    Payload.NAME_LIST: "dm_name_list",
+    Payload.TARGET_SPECS: "dm_target_spec",
+    Payload.TARGET_VERSIONS: "dm_target_versions",
+}
+
 
 def parse_header(data: bytes) -> Header:
     """The fixed fields. `data` holds at least 305 bytes; what follows is not looked at.
@@ -215,7 +221,7 @@ def parse(data: bytes, command: Command, *, reply: bool = False) -> Message:
         try:
             payload = _reply_data(data, header, kind) if reply else _request_data(data, header, kind)
         except ConstructError as error:
-            raise _bad_binary(error) from None
+            raise _bad_binary(error, kind) from None
     canonical = _encode(header, payload, command, reply, size)
     return Message(
         command=command,
@@ -233,10 +239,11 @@ def build(message: Message) -> bytes:
     `size` 0 stands for the canonical length, `header.data_size` and `data_start` 0 for what they must be. Raises
     BadBinary with the field path when a value does not fit its field, or a size exceeds 1 GiB.
     """
+    kind = message.command.gives if message.reply else message.command.takes
     try:
         buffer = _encode(message.header, message.payload, message.command, message.reply, message.size)
     except ConstructError as error:
-        raise _bad_binary(error) from None
+        raise _bad_binary(error, kind) from None
     if not message.residue:
         return buffer
     patched = bytearray(buffer)
@@ -415,8 +422,9 @@ def differences(canonical: bytes, data: bytes) -> Iterator[tuple[int, bytes]]:
         yield run.start(), data[run.start() : run.end()]
 
 
-def _bad_binary(error: ConstructError) -> BadBinary:
-    """A schema's error as the peer's fault."""
-    names = [name for name in (error.path or "").split(" -> ") if not name.startswith("(")]
-    message = str(error).split("\n", 1)[-1]
-    return BadBinary(message, offset=getattr(error, "offset", None), path=".".join(names))
+def _bad_binary(error: ConstructError, kind: Payload) -> BadBinary:
+    """A schema's error as the peer's fault: its path without Construct's "(parsing)", behind the struct's name."""
+    steps = re.sub(r"^\(\w+\)(?: -> )?", "", error.path or "").split(" -> ")
+    if steps[0].startswith("["):
+        steps[0] = _STRUCTS[kind] + steps[0]
+    return BadBinary(str(error).split("\n", 1)[-1], offset=getattr(error, "offset", None), path=".".join(steps))
