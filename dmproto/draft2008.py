@@ -110,8 +110,7 @@ def build(message: Message, *, major: int = DM_MAJOR) -> dict[str, Any]:
     command, header = message.command, message.header
     shipped = netbsd.build(replace(message, keys=()))
     fields = {key: shipped[key] for key in HEADER.by_name if key in shipped and key != "version"}
-    if "version" in shipped:
-        fields["version"] = ".".join(map(str, header.version))
+    fields["version"] = "{}.{}.{}".format(*header.version)
     if header.dev:
         fields["dev"] = netbsd_encode(huge_decode(header.dev))
     obj: dict[str, Any] = HEADER.dump(fields)
@@ -125,8 +124,7 @@ def build(message: Message, *, major: int = DM_MAJOR) -> dict[str, Any]:
         width = len(str(len(objects) - 1))
         children = {f"{index:0{width}}": child for index, child in enumerate(objects)}
         obj["cmd_data"] = children if kind in _LISTS else objects[0]
-    foreign = [(key, value) for key, value in message.keys if key not in netbsd.HEADER.by_name or key == "command"]
-    return netbsd.apply(obj, tuple((key, value) for key, value in foreign if key != "cmd_data" or value is None))
+    return netbsd.apply(obj, message.keys)
 
 
 def loads(data: bytes, *, command: Command | None = None) -> dict[str, Any]:
@@ -227,7 +225,7 @@ def _drafted(element: Any, kind: Payload) -> dict[str, Any]:
         case Payload.TARGET_DEPS:
             return {"dev": element}
         case Payload.TARGET_VERSIONS:
-            return {"name": element["name"], "version": ".".join(map(str, element["ver"]))}
+            return {"name": element["name"], "version": "{}.{}.{}".format(*map(int, element["ver"]))}
     return {_DRAFTED.get(key, key): value for key, value in element.items()}
 
 

@@ -181,7 +181,7 @@ def convert(
             message = _hear(drafted, _DRAFT, reply, DM_MAJOR, strict)
             if target is Form.BINARY:
                 return linux.build(message)
-            obj = to_dictionary(message, strict=strict)
+            obj = to_dictionary(_foreign(message), strict=strict)
         case _:
             obj = _dictionary(proplib.loads(data) if source is Form.PLIST else proplib.loads_json(data), command)
             if source is Form.JSON:
@@ -190,7 +190,8 @@ def convert(
         case Form.BINARY:
             return to_binary(obj, reply=reply, strict=strict)
         case Form.DRAFT:
-            return draft2008.dumps(_say(to_message(obj, reply=reply, strict=strict), _DRAFT, DM_MAJOR, strict))
+            message = _foreign(to_message(obj, reply=reply, strict=strict))
+            return draft2008.dumps(_say(message, _DRAFT, DM_MAJOR, strict))
         case Form.JSON:
             return proplib.dumps_json(obj)
     if strict:
@@ -222,6 +223,12 @@ def _number(obj: dict[str, Any], reply: bool) -> dict[str, Any]:
     message = to_message(obj, reply=reply)
     typed = to_dictionary(message) if EXTENSION_KEY in obj else netbsd.build(message)
     return {key: typed[key] if key in typed and typed[key] == value else value for key, value in obj.items()}
+
+
+def _foreign(message: Message) -> Message:
+    """A message with the keys that mean the same in both kinds of dictionary: the verb, and keys that neither knows."""
+    known = {*netbsd.HEADER.by_name, *draft2008.HEADER.by_name, "cmd_data"} - {"command"}
+    return replace(message, keys=tuple((name, value) for name, value in message.keys if name not in known))
 
 
 def _say(message: Message, spelling: _Spelling, major: int, strict: bool) -> dict[str, Any]:
