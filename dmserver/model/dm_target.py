@@ -25,6 +25,7 @@ import errno
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from enum import Enum, Flag, auto
+from itertools import islice
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, TypeVar
 
 from dmproto.records import SECTOR_SIZE
@@ -97,6 +98,7 @@ class TargetFeature(Flag):
     ALWAYS_WRITEABLE = auto()  #: refuses a read-only table
     IMMUTABLE = auto()  #: no other type may replace it in a live device
     REQUEST_BASED = auto()  #: cannot replace, or be replaced by, bio-based targets
+    WILDCARD = auto()  #: may replace an immutable type
 
 
 class Extent(NamedTuple):
@@ -128,6 +130,8 @@ class Target:
     name: ClassVar[str]
     version: ClassVar[tuple[int, int, int]]
     features: ClassVar[TargetFeature] = TargetFeature.NONE
+    #: The kernel module that brings the type; "" stands for dm-NAME, dm-mod is always there.
+    module: ClassVar[str] = ""
     #: A type; `bio.per_bio` is a new instance of it for each bio mapped.
     per_bio_data: ClassVar[type | None] = None
 
@@ -158,7 +162,14 @@ class Target:
         return None
 
     def map(self, bio: Bio) -> MapResult:
-        """Say where a bio goes. It lies inside this target and crosses no multiple of `max_io_len`."""
+        """Say where a bio goes. It lies inside this target and crosses no multiple of `max_io_len`.
+
+        This one asks `remap`; a FLUSH goes to the device, of those of `iterate_devices`, whose number it has.
+        """
+        if bio.op is Op.FLUSH:
+            pdev, _, _ = next(islice(self.iterate_devices(), bio.target_bio_nr, None))
+            bio.bdev = pdev.bdev
+            return MapResult.REMAPPED
         extent = self.remap(bio.sector)
         if extent is None:
             return MapResult.KILL

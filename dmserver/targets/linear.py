@@ -16,6 +16,7 @@ __all__ = ["Linear"]
 class Linear(Target):
     name = "linear"
     version = (1, 4, 0)
+    module = "dm-mod"
     num_flush_bios = num_discard_bios = num_write_zeroes_bios = 1
 
     def ctr(self, argv: Sequence[str]) -> None:
