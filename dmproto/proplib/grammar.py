@@ -34,8 +34,8 @@ _GAP = re.compile(rf"{_BLANK}*+")
 _GAP_WITH_COMMENTS = re.compile(rf"(?:{_BLANK}*+<!--(?s:.*?)-->)*{_BLANK}*+")
 _PROLOG = re.compile(rf"(?:{_BLANK}*+<(?:\?xml |!DOCTYPE plist)[^>]*+>)*{_BLANK}*+")
 _TAG = re.compile(
-    rf"<(?P<closing>/?+)(?P<name>[^ \t\r\n/>]*+)"
-    rf'(?:>|(?P<empty>/>)|{_BLANK}++(?P<attribute>[^ \t\r\n=]*+)[ \t\r\n=]"(?P<value>[^"]*+)">)'
+    r"<(/?+)([^ \t\r\n/>]*+)"  # closing, name
+    rf'(?:>|(/>)|{_BLANK}++([^ \t\r\n=]*+)[ \t\r\n=]"([^"]*+)">)'  # empty, attribute, value
 )
 _CONTENT = re.compile(r"[^<]*+")
 _BLANKS = _GAP.fullmatch
@@ -58,8 +58,9 @@ class Kind(Enum):
 
 
 class Tag(NamedTuple):
-    """One tag. `attribute` is None where there is none."""
+    """One tag, beginning at `start`. `attribute` is None where there is none."""
 
+    start: int
     name: str
     closing: bool
     empty: bool
@@ -97,26 +98,31 @@ class Reader:
         assert match is not None  # every gap may be empty
         self.pos = match.end()
 
-    def skip_prolog(self) -> None:
+    def start(self) -> None:
+        """The prolog and `<plist>`."""
         self._skip(_PROLOG)
+        tag = self.tag(Kind.START, "<plist>")
+        if tag.name != "plist" or tag.empty or tag.attribute not in (None, "version"):
+            self.fail(f'expected <plist> or <plist version="1.0">, found {tag}', tag.start)
 
     def tag(self, kind: Kind, expected: str) -> Tag:
         """The next tag (_prop_object_internalize_find_tag); `expected` says in an error what should stand here."""
         self._skip(_GAP if kind is Kind.END else _GAP_WITH_COMMENTS)
         match = _TAG.match(self.text, self.pos)
-        if match is None or (match["closing"] and match["empty"]):
+        if match is None:
             self.fail(f"expected {expected}, found {self._found()}")
-        tag = Tag(match["name"], bool(match["closing"]), bool(match["empty"]), match["attribute"], match["value"] or "")
-        if (kind is Kind.START and tag.closing) or (kind is Kind.END and not tag.closing):
+        closing, name, empty, attribute, value = match.groups()
+        tag = Tag(self.pos, name, closing == "/", empty is not None, attribute, value or "")
+        allowed = kind is Kind.EITHER or (kind is Kind.END) is tag.closing
+        if not allowed or (tag.closing and tag.empty):
             self.fail(f"expected {expected}, found {tag}")
         self.pos = match.end()
         return tag
 
     def end(self, name: str) -> None:
         """The closing tag of `name`, before which only blanks may stand."""
-        start = self.pos
         if (tag := self.tag(Kind.END, f"</{name}>")).name != name:
-            self.fail(f"expected </{name}>, found {tag}", start)
+            self.fail(f"expected </{name}>, found {tag}", tag.start)
 
     def key(self) -> str | None:
         """The next key of a dictionary, or None at the dictionary's end."""
@@ -124,7 +130,7 @@ class Reader:
         if tag.closing and tag.name == "dict":
             return None
         if tag.closing or tag.empty or tag.name != "key":
-            self.fail(f"expected <key> or </dict>, found {tag}")
+            self.fail(f"expected <key> or </dict>, found {tag}", tag.start)
         start = self.pos
         key = self.string(self._content(), start)
         if len(key) > KEY_MAX // 4 and len(key.encode("utf-8", "surrogateescape")) > KEY_MAX:
@@ -135,19 +141,19 @@ class Reader:
     def value(self, tag: Tag) -> tuple[Object, Container | None]:
         """The value that `tag` opens; and again, if its members follow: a container is returned empty."""
         if tag.attribute is not None and tag.name != "data":
-            self.fail(f"{tag} takes no attribute")
+            self.fail(f"{tag} takes no attribute", tag.start)
         if tag.name in ("dict", "array"):
             container: Container = {} if tag.name == "dict" else []
             return container, None if tag.empty else container
         if tag.name not in _SCALARS:
-            self.fail(f"{tag} is no type of a property list")
+            self.fail(f"{tag} is no type of a property list", tag.start)
         if tag.name in ("true", "false"):
             if not tag.empty:
-                self.fail(f"expected <{tag.name}/>, found {tag}")
+                self.fail(f"expected <{tag.name}/>, found {tag}", tag.start)
             return tag.name == "true", None
         if tag.empty:
             if tag.name != "string":
-                self.fail(f"{tag} may not be empty")
+                self.fail(f"{tag} may not be empty", tag.start)
             return "", None
         start = self.pos
         raw = self._content()

@@ -48,3 +48,11 @@ class Unsigned(int):
 
 Object: TypeAlias = "dict[str, Object] | list[Object] | str | bytes | bool | int"
 Container: TypeAlias = dict[str, Object] | list[Object]
+
+#: What stands around the outermost object in a text that proplib writes.
+HEADER = (
+    '<?xml version="1.0" encoding="UTF-8"?>\n'
+    '<!DOCTYPE plist PUBLIC "-//Apple Computer//DTD PLIST 1.0//EN" "http://www.apple.com/DTDs/PropertyList-1.0.dtd">\n'
+    '<plist version="1.0">\n'
+)
+FOOTER = "</plist>\n"

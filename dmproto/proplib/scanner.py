@@ -9,7 +9,7 @@ every match starts where the last one ended, so a text is read in O(n).
 from __future__ import annotations
 
 import re
-from typing import Literal
+from typing import Literal, NoReturn
 
 from ..errors import MessageTooLarge
 from .grammar import Kind, Reader
@@ -22,12 +22,14 @@ from .lanes import (
     IS_SIGNED,
     IS_STRING,
     IS_UNSIGNED,
+    IS_VERSION,
     Shape,
     Shapes,
+    hexadecimals,
     item,
     member,
 )
-from .objects import MAX_DEPTH, MAX_SIZE, Container, Object, Unsigned
+from .objects import HEADER, MAX_DEPTH, MAX_SIZE, Container, Object, Unsigned
 
 __all__ = ["loads"]
 
@@ -62,32 +64,34 @@ def loads(
 class _Scanner(Reader):
     """The plain reader with two fast lanes beside it."""
 
-    __slots__ = ("alike", "opened", "shape", "shapes")
+    __slots__ = ("alike", "opened", "room", "shape", "shapes")
 
     def __init__(self, text: str, *, kernel: bool) -> None:
         super().__init__(text, kernel=kernel)
         self.opened = 0  # where the members of the container entered last begin
+        self.room = 0  # how many more containers may be entered within the current one
         self.shapes = Shapes()
         self.shape: Shape | None = None
         self.alike: list[Object] = []  # the array that `shape` belongs to
 
     def plist(self, top: str | None, max_depth: int) -> Object:
-        self.skip_prolog()
-        tag = self.tag(Kind.START, "<plist>")
-        if tag.name != "plist" or tag.empty or tag.attribute not in (None, "version"):
-            self.fail(f'expected <plist> or <plist version="1.0">, found {tag}')
+        if self.text.startswith(HEADER):
+            self.pos = len(HEADER)
+        else:
+            self.start()
         tag = self.tag(Kind.START, f"<{top}>" if top else "a value")
         if top is not None and tag.name != top:
-            self.fail(f"expected <{top}>, found {tag}")
+            self.fail(f"expected <{top}>, found {tag}", tag.start)
         outermost, inner = self.value(tag)
         stack = [] if inner is None else [inner]
         while stack:
+            self.room = max_depth - len(stack)
+            if self.room < 0:
+                self._too_deep()
             container = stack[-1]
             inner = self._fill_dictionary(container) if isinstance(container, dict) else self._fill_array(container)
             if inner is None:
                 stack.pop()
-            elif len(stack) == max_depth:
-                self.fail(f"more than {max_depth} containers within each other")
             else:
                 stack.append(inner)
                 self.opened = self.pos
@@ -117,6 +121,8 @@ class _Scanner(Reader):
                 members[match[1]] = Unsigned(match[3], 16)
             elif kind == IS_SIGNED:
                 members[match[1]] = int(match[4])
+            elif kind == IS_VERSION:
+                members[match[1]] = self._version(match[7])
             elif kind == IS_CONSTANT:
                 members[match[1]] = CONSTANTS[match[5]]
             elif kind is None:  # </dict>
@@ -158,6 +164,8 @@ class _Scanner(Reader):
                 items.append(Unsigned(match[3], 16))
             elif kind == IS_SIGNED:
                 items.append(int(match[4]))
+            elif kind == IS_VERSION:
+                items.append(self._version(match[7]))
             elif kind == IS_CONSTANT:
                 items.append(CONSTANTS[match[5]])
             elif kind is None:  # </array>
@@ -178,6 +186,15 @@ class _Scanner(Reader):
         if kind == IS_RAW_STRING:
             return self.string(raw, start)
         return self.number(raw, start) if kind == IS_RAW_NUMBER else self.data(raw, start)
+
+    def _version(self, numbers: str) -> list[Object]:
+        """An array of a few unsigned numbers, read at once."""
+        if not self.room:
+            self._too_deep()
+        return [Unsigned(number, 16) for number in hexadecimals(numbers)]
+
+    def _too_deep(self) -> NoReturn:
+        self.fail("too many containers within each other")
 
     def _read_alike(self, items: list[Object]) -> int:
         """Read the dictionaries that are written like the last item, which ends here; return the position behind.

@@ -15,16 +15,10 @@ from operator import itemgetter
 from typing import Any
 
 from ..errors import MessageTooLarge
-from .objects import INT64_MAX, INT64_MIN, KEY_MAX, MAX_TABS, UINT64_MAX, Object, Unsigned
+from .objects import FOOTER, HEADER, INT64_MAX, INT64_MIN, KEY_MAX, MAX_TABS, UINT64_MAX, Object, Unsigned
 
 __all__ = ["dumps"]
 
-_HEADER = (
-    '<?xml version="1.0" encoding="UTF-8"?>\n'
-    '<!DOCTYPE plist PUBLIC "-//Apple Computer//DTD PLIST 1.0//EN" "http://www.apple.com/DTDs/PropertyList-1.0.dtd">\n'
-    '<plist version="1.0">\n'
-)
-_FOOTER = "</plist>\n"
 _FLUSH = 4096  # lines that are kept as strings
 
 _MAX_LAYOUTS, _MAX_LAYOUT = 1024, 32  # how many are remembered, and of how many keys at most
@@ -43,11 +37,11 @@ def dumps(obj: Object) -> bytes:
     than `MAX_TABS` tabs would be written raises `MessageTooLarge`; that limit is ours.
     """
     chunks: list[bytes] = []
-    lines = [_HEADER]
+    lines = [HEADER]
     append = lines.append
     stack: list[tuple[Iterator[tuple[str, Any]], str, str]] = []
     members: Iterator[tuple[str, Any]] = iter([("", obj)])
-    tabs, closing, tabs_written = "", _FOOTER, 0
+    tabs, closing, tabs_written = "", FOOTER, 0
     while True:
         for lead, value in members:
             kind = type(value)
@@ -56,7 +50,7 @@ def dumps(obj: Object) -> bytes:
                     value = _escaped(value)
                 append(f"{lead}<string>{value}</string>\n" if value else f"{lead}<string/>\n")
             elif kind is Unsigned and 0 <= value <= UINT64_MAX:
-                append(f"{lead}<integer>{value:#x}</integer>\n")
+                append(f"{lead}<integer>{hex(value)}</integer>\n")
             elif (kind is dict or kind is list) and value:
                 append(f"{lead}<dict>\n" if kind is dict else f"{lead}<array>\n")
                 stack.append((members, tabs, closing))
