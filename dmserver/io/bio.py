@@ -25,16 +25,32 @@ class Op(Enum):
     DISCARD = "discard"
     WRITE_ZEROES = "write-zeroes"
 
+    __hash__ = object.__hash__
+
 
 class Bio:
     """`sector` and `nr_sectors` in sectors of 512 bytes; `data` is a memoryview of exactly that many bytes.
 
     READ fills `data`, WRITE takes it; FLUSH, DISCARD and WRITE_ZEROES have none. `fua`: a write is on stable
     storage when it completes. `bdev` is the device it is going to; a target's `map` redirects it by setting
-    `bdev` and `sector`. `per_bio` is the target's own instance of its `per_bio_data`. `error` is 0 or an errno.
+    `bdev` and `sector`. `per_bio` is the target's own instance of its `per_bio_data`; `target_bio_nr` counts the
+    copies that a target asked for (`num_flush_bios` ...), from 0. `depth`: how many mapped devices it came through.
+    `error` is 0 or an errno.
     """
 
-    __slots__ = ("bdev", "data", "done", "error", "fua", "nr_sectors", "op", "per_bio", "sector")
+    __slots__ = (
+        "bdev",
+        "data",
+        "depth",
+        "done",
+        "error",
+        "fua",
+        "nr_sectors",
+        "op",
+        "per_bio",
+        "sector",
+        "target_bio_nr",
+    )
 
     def __init__(
         self,
@@ -55,6 +71,8 @@ class Bio:
         self.fua = fua
         self.bdev = bdev
         self.per_bio: Any = None
+        self.target_bio_nr = 0
+        self.depth = 0
         self.error = 0
 
     def endio(self, error: int = 0) -> None:

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from dmproto.records import SECTOR_SIZE, Dev
 
 from .bio import Bio
 from .limits import QueueLimits
+
+if TYPE_CHECKING:
+    from .mapped import MappedIo
 
 __all__ = ["BlockDevice", "BlockDevices"]
 
@@ -35,6 +40,13 @@ class BlockDevice(ABC):
         self.openers = 0
         self.holder: object | None = None
         self.claims = 0
+        #: Held by those who read a sector, change part of it, and write it.
+        self.read_modify_write = threading.Lock()
+
+    @property
+    def mapped_io(self) -> MappedIo | None:
+        """How bios travel through it, if this is a mapped device."""
+        return None
 
     @property
     @abstractmethod
@@ -47,18 +59,14 @@ class BlockDevice(ABC):
 
     def open(self, *, holder: object | None = None) -> None:
         """Count an opener. With `holder`, exclusively: OSError(EBUSY) when another holder has the device."""
+        if holder is not None and self.holder not in (None, holder):
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), self.path)
+        if self.openers == 0:
+            self.first_open()
+        self.openers += 1
         if holder is not None:
-            if self.holder not in (None, holder):
-                raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), self.path)
             self.holder = holder
             self.claims += 1
-        self.openers += 1
-        if self.openers == 1:
-            try:
-                self.first_open()
-            except BaseException:
-                self.close(holder=holder)
-                raise
 
     def close(self, *, holder: object | None = None) -> None:
         """Undo one `open`."""

@@ -5,10 +5,12 @@ Memory is an anonymous file (memfd), so every disk is a descriptor while it is o
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import stat
-from pathlib import Path
+from collections.abc import Callable
+from typing import cast
 
 from dmproto.records import SECTOR_SIZE, Dev
 
@@ -29,16 +31,30 @@ def parse_size(text: str) -> int:
     return int(digits) * _SUFFIXES[suffix]
 
 
+_PUNCH_HOLE_KEEP_SIZE = 0x02 | 0x01
+_PAGE = 4096
+
+
+def _libc_fallocate() -> Callable[[int, int, int, int], int]:
+    function = ctypes.CDLL(None, use_errno=True).fallocate64
+    function.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+    return cast(Callable[[int, int, int, int], int], function)
+
+
+_fallocate = _libc_fallocate()
+
+
 class Disk(BlockDevice):
     """`backing` is a path, or `ram:SIZE`. The file is open while the disk has openers; memory lives as long as
-    the disk. OSError when the file cannot be opened, ValueError for a malformed size."""
+    the disk. OSError when the file cannot be opened, ValueError for a malformed size.
+
+    Like Linux's, a ram disk cannot discard; a file or device discards by punching holes, as the loop driver does.
+    """
 
     def __init__(self, path: str, dev: Dev, backing: str, *, read_only: bool = False) -> None:
         super().__init__(path, dev)
         self.backing = backing
         self.read_only = read_only
-        self.limits.discard = self.limits.write_zeroes = True
-        self.limits.discard_granularity = 4096
         self._ram = -1
         self.fd = -1
         if backing.startswith("ram:"):
@@ -46,8 +62,12 @@ class Disk(BlockDevice):
             self._ram = self.fd = os.memfd_create(path)
             os.ftruncate(self._ram, size)
             self._size = size // SECTOR_SIZE
+            self.limits.physical_block_size = self.limits.io_min = _PAGE
         else:
+            self.backing = os.path.abspath(backing)
             self._size = self._measure()
+            self.limits.discard = self.limits.write_zeroes = True
+            self.limits.discard_granularity = _PAGE
 
     def _measure(self) -> int:
         found = os.stat(self.backing)
@@ -85,32 +105,55 @@ class Disk(BlockDevice):
 
     def _perform(self, bio: Bio) -> int:
         offset, length = bio.sector * SECTOR_SIZE, bio.nr_sectors * SECTOR_SIZE
-        if bio.sector + bio.nr_sectors > self._size:
+        if bio.sector < 0 or bio.sector + bio.nr_sectors > self._size:
             return errno.EIO
-        if bio.op is Op.READ:
-            assert bio.data is not None
-            return 0 if os.preadv(self.fd, [bio.data], offset) == length else errno.EIO
-        if bio.op is Op.FLUSH:
+        op, data = bio.op, bio.data
+        if op is Op.READ:
+            return self.read_into(data, offset) if data is not None else errno.EINVAL
+        if op is Op.FLUSH:
             os.fdatasync(self.fd)
             return 0
         if self.read_only:
             return errno.EPERM
-        if bio.op is Op.WRITE:
-            assert bio.data is not None
-            written = os.pwrite(self.fd, bio.data, offset)
+        if op is Op.WRITE:
+            error = self.write_from(data, offset) if data is not None else errno.EINVAL
+        elif op is Op.DISCARD and not self.limits.discard:
+            error = errno.EOPNOTSUPP
         else:
-            written = self._zero(offset, length)
-        if bio.fua:
+            error = self._zero(offset, length)
+        if bio.fua and not error:
             os.fdatasync(self.fd)
-        return 0 if written == length else errno.EIO
+        return error
+
+    def read_into(self, data: memoryview, offset: int) -> int:
+        """Fill `data` from the byte `offset`; an errno or 0. EIO where the file ends too early. May raise OSError."""
+        while data:
+            count = os.preadv(self.fd, [data], offset)
+            if count == len(data):
+                return 0
+            if not count:
+                return errno.EIO
+            data, offset = data[count:], offset + count
+        return 0
+
+    def write_from(self, data: memoryview, offset: int) -> int:
+        """Write all of `data` at the byte `offset`; an errno or 0. May raise OSError."""
+        while data:
+            count = os.pwrite(self.fd, data, offset)
+            if count == len(data):
+                return 0
+            if not count:
+                return errno.EIO
+            data, offset = data[count:], offset + count
+        return 0
 
     def _zero(self, offset: int, length: int) -> int:
-        zeroes = bytes(min(length, 1 << 20))
-        for at in range(offset, offset + length, len(zeroes) or 1):
-            os.pwrite(self.fd, zeroes[: offset + length - at], at)
-        return length
-
-    @classmethod
-    def for_path(cls, path: str, dev: Dev) -> Disk:
-        """A disk for an existing file or block device that a table names by its own path."""
-        return cls(path, dev, str(Path(path)))
+        if not length or not _fallocate(self.fd, _PUNCH_HOLE_KEEP_SIZE, offset, length):
+            return 0
+        if ctypes.get_errno() not in (errno.EOPNOTSUPP, errno.ENOSYS, errno.ENODEV):
+            return ctypes.get_errno()
+        zeroes = memoryview(bytes(min(length, 1 << 20)))
+        for at in range(offset, offset + length, len(zeroes)):
+            if error := self.write_from(zeroes[: offset + length - at], at):
+                return error
+        return 0

@@ -9,7 +9,8 @@ __all__ = ["QueueLimits"]
 
 @dataclass(slots=True)
 class QueueLimits:
-    """Sizes in bytes, except `max_sectors`. `discard`: the device takes DISCARD bios."""
+    """Sizes in bytes. `discard`, `write_zeroes`: the device takes such bios; a table decides that for all of its
+    targets together (`DmTable.limits`)."""
 
     logical_block_size: int = 512
     physical_block_size: int = 512
@@ -26,4 +27,5 @@ class QueueLimits:
         self.physical_block_size = max(self.physical_block_size, below.physical_block_size)
         self.io_min = max(self.io_min, below.io_min)
         self.io_opt = max(self.io_opt, below.io_opt)
+        self.discard_granularity = max(self.discard_granularity, below.discard_granularity)
         self.rotational |= below.rotational

@@ -136,6 +136,10 @@ class DmDev(BlockDevice):
 
         return cancel
 
+    @property
+    def mapped_io(self) -> MappedIo:
+        return self.io
+
     def submit_bio(self, bio: Bio) -> None:
         self.io.submit(bio)
 

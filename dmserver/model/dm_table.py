@@ -54,6 +54,16 @@ class DmTable:
         self.size += length
         return target
 
+    def append(self, other: DmTable) -> None:
+        """Take over the targets of another table of the same device, behind those of this one."""
+        for target in other.targets:
+            target.table = self
+        self.targets += other.targets
+        self._ends += other._ends
+        self.pdevs += other.pdevs
+        self.size += other.size
+        other.targets, other._ends, other.pdevs, other.size = [], [], Counter(), 0
+
     def get_device(self, name: str) -> DmPdev:
         """Take a reference to the device called `name`; OSError when there is none or it is busy."""
         key, path, bdev = self._resolve(name)
@@ -81,12 +91,23 @@ class DmTable:
             yield from target.iterate_devices()
 
     def limits(self) -> QueueLimits:
-        """The limits that the mapped device shows: those underneath stacked, then each target's `io_hints`."""
+        """The limits that the mapped device shows: those underneath stacked, then each target's `io_hints`
+        (`dm_calculate_queue_limits`). It discards, or writes zeroes, when all of its targets do."""
         limits = QueueLimits()
+        limits.discard = limits.write_zeroes = bool(self.targets)
         for target in self.targets:
-            for pdev, _, _ in target.iterate_devices():
-                limits.stack(pdev.bdev.limits)
+            below = [pdev.bdev.limits for pdev, _, _ in target.iterate_devices()]
+            for limit in below:
+                limits.stack(limit)
+            if not target.num_discard_bios or not (
+                target.discards_supported or (below and all(limit.discard for limit in below))
+            ):
+                limits.discard = False
+            if not target.num_write_zeroes_bios or not below or not all(limit.write_zeroes for limit in below):
+                limits.write_zeroes = False
             target.io_hints(limits)
+        if not limits.discard:
+            limits.discard_granularity = 0
         return limits
 
     def destroy(self) -> None:

@@ -105,6 +105,7 @@ class Mapper:
         for slot, table in enumerate(dev.slots):
             if table:
                 dev.slots[slot] = None
+                dev.io.table_changed()
                 table.destroy()
 
     def _link(self, dev: DmDev) -> None:

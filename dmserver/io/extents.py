@@ -1,0 +1,234 @@
+"""A table of remapping targets, and all such tables underneath, flattened to extents of disks.
+
+A `Route` is built once per change of any table of the stack; then a request costs one bisection, however deep the
+stack is. Rules:
+
+1. Only what ends at a disk goes by a route. Any other stretch (a target that does more than remap, a suspended
+   device or a read-only one in between, a gap) takes the ordinary way, device by device.
+2. A request enters the route and leaves it, which counts it as under way on every mapped device of the stack at
+   once. A device that is blocked, unblocked or gets another table retires the routes through it, and waits for those
+   who are still inside. They only wait for disks, so that ends.
+3. A target with more than `PIECES` extents (striped) stays a formula: its `remap` is asked for each request.
+"""
+
+from __future__ import annotations
+
+import threading
+from bisect import bisect_right
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, NamedTuple
+
+from .blockdev import BlockDevice
+from .disk import Disk
+
+if TYPE_CHECKING:
+    from ..model.dm_target import Extent, Target
+    from .mapped import MappedIo
+
+__all__ = ["PIECES", "Piece", "Route", "remap", "topology"]
+
+#: Extents of one target that are laid out; and in all of one device.
+PIECES, ALL_PIECES = 1024, 65536
+
+#: Held while routes are built and retired, and while a device is blocked.
+topology = threading.Lock()
+
+
+class Piece(NamedTuple):
+    """`length` sectors from `sector` of `disk`."""
+
+    disk: Disk
+    sector: int
+    length: int
+
+
+class _Segment(NamedTuple):
+    """Up to the sector `end`: what lies `delta` sectors further on, on a disk or on the device of a target that is
+    asked; neither: the ordinary way."""
+
+    end: int
+    delta: int
+    disk: Disk | None = None
+    target: Target | None = None
+
+
+class _Flat:
+    """The segments of one device, in order and without gaps."""
+
+    __slots__ = ("ends", "segments")
+
+    def __init__(self) -> None:
+        self.ends: list[int] = []
+        self.segments: list[_Segment] = []
+
+    def append(self, segment: _Segment) -> None:
+        if self.segments and self.segments[-1][1:] == segment[1:]:
+            self.segments[-1], self.ends[-1] = segment, segment.end
+        else:
+            self.segments.append(segment)
+            self.ends.append(segment.end)
+
+    def between(self, start: int, end: int) -> Iterator[_Segment]:
+        """The segments of a range, the last one cut; what lies past the device's end goes the ordinary way."""
+        index = bisect_right(self.ends, start)
+        while start < end:
+            if index == len(self.segments):
+                yield _Segment(end, 0)
+                return
+            segment = self.segments[index]
+            start = min(end, segment.end)
+            yield segment._replace(end=start)
+            index += 1
+
+
+class Route:
+    """The flattened tables of a mapped device and of all those below."""
+
+    def __init__(self, io: MappedIo) -> None:
+        self.valid = True
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._flats: dict[MappedIo, _Flat | None] = {}
+        with topology:
+            self._top = self._flatten(io)
+            for member in self._flats:
+                member.routes.add(self)
+
+    # -- requests ---------------------------------------------------------------------------------------
+
+    def enter(self) -> bool:
+        """Count a request as under way; False when the route is out of date."""
+        with self._lock:
+            if self.valid:
+                self._inside += 1
+            return self.valid
+
+    def leave(self) -> None:
+        """Undo one `enter`."""
+        with self._lock:
+            self._inside -= 1
+            if self._inside or self.valid:
+                return
+        for member in self._flats:
+            member.release()
+
+    @property
+    def leads(self) -> bool:
+        """Whether any sector can go this way."""
+        return self._top is not None and any(segment.disk or segment.target for segment in self._top.segments)
+
+    def find(self, sector: int) -> Piece | None:
+        """Where a sector lies, and how many follow it there; None: the ordinary way."""
+        flat = self._top
+        left = 1 << 63
+        while flat is not None:
+            index = bisect_right(flat.ends, sector)
+            if index == len(flat.ends):
+                return None
+            end, delta, disk, target = flat.segments[index]
+            left = min(left, end - sector)
+            if disk is not None:
+                return Piece(disk, sector + delta, left)
+            if target is None:
+                return None
+            extent = remap(target, sector + delta)
+            if extent is None:
+                return None
+            device, sector, length = extent
+            left = min(left, length)
+            if isinstance(device, Disk):
+                return Piece(device, sector, left)
+            io = device.mapped_io
+            flat = self._flats.get(io) if io is not None else None
+        return None
+
+    def pieces(self, sector: int, nr_sectors: int) -> list[Piece] | None:
+        """A whole request; None: the ordinary way."""
+        pieces = []
+        while nr_sectors:
+            piece = self.find(sector)
+            if piece is None:
+                return None
+            if piece.length > nr_sectors:
+                piece = piece._replace(length=nr_sectors)
+            pieces.append(piece)
+            sector += piece.length
+            nr_sectors -= piece.length
+        return pieces
+
+    # -- building and retiring, with `topology` held ----------------------------------------------------
+
+    def retire(self) -> None:
+        """Let no request in any more; the mapped devices wait for those inside."""
+        for member in self._flats:
+            member.routes.discard(self)
+        with self._lock:
+            self.valid = False
+            if self._inside:
+                for member in self._flats:
+                    member.hold()
+
+    def _flatten(self, io: MappedIo) -> _Flat | None:
+        self._flats[io] = None  # what a device that is below itself finds
+        table = io.device.live
+        if table is None or not io.flattens:
+            return None
+        flat = _Flat()
+        for target in table.targets:
+            if target.begin != (flat.ends[-1] if flat.ends else 0):
+                return None
+            for segment in self._lay_out(io, target, ALL_PIECES - len(flat.ends)):
+                flat.append(segment)
+        self._flats[io] = flat
+        return flat
+
+    def _lay_out(self, io: MappedIo, target: Target, room: int) -> list[_Segment]:
+        segments: list[_Segment] = []
+        sector, end = target.begin, target.begin + target.len
+        for _ in range(PIECES):
+            if sector == end:
+                return segments
+            extent = remap(target, sector)
+            if extent is None:
+                return [_Segment(end, 0)]
+            stop = extent.sector + min(extent.length, end - sector)
+            segments += self._below(io, extent.device, extent.sector, stop, sector - extent.sector)
+            if len(segments) > room:
+                break
+            sector += stop - extent.sector
+        if sector == end:
+            return segments
+        for pdev, _, _ in target.iterate_devices():
+            self._flat_of(io, pdev.bdev)
+        return [_Segment(end, 0, target=target)]
+
+    def _below(self, io: MappedIo, below: BlockDevice, start: int, stop: int, shift: int) -> list[_Segment]:
+        """A range of the device underneath, seen `shift` sectors further on."""
+        if isinstance(below, Disk):
+            return [_Segment(stop + shift, -shift, below)]
+        flat = self._flat_of(io, below)
+        if flat is None:
+            return [_Segment(stop + shift, 0)]
+        return [
+            _Segment(segment.end + shift, segment.delta - shift, segment.disk, segment.target)
+            if segment.disk or segment.target
+            else _Segment(segment.end + shift, 0)
+            for segment in flat.between(start, stop)
+        ]
+
+    def _flat_of(self, io: MappedIo, below: BlockDevice) -> _Flat | None:
+        lower = below.mapped_io
+        if lower is None or (below.read_only and not io.device.read_only):
+            return None
+        if lower not in self._flats:
+            self._flatten(lower)
+        return self._flats[lower]
+
+
+def remap(target: Target, sector: int) -> Extent | None:
+    """`target.remap`; None, too, when that fails or makes no sense: then `map` has to."""
+    try:
+        extent = target.remap(sector)
+    except Exception:
+        return None
+    return extent if extent is not None and extent.length > 0 else None
