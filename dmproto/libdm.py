@@ -162,7 +162,7 @@ def _specs(cmd_data: list[Any]) -> tuple[bytes, int]:
 
 def _deps(cmd_data: list[Any]) -> tuple[bytes, int]:
     """Block devices as character devices. The first device's major is looked up, and serves for all of them."""
-    devs = []
+    devs: list[int] = []
     for number in cmd_data:
         dev = _unsigned(number, 64)
         if not dev:

@@ -1,0 +1,15 @@
+import pytest
+from support.spec_tables import MARK, SPECS, TABLES, renew
+
+PAGES = sorted(SPECS.glob("*.md"))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_tables_of_a_page_are_those_of_the_code(page):
+    text = page.read_text()
+    assert text == renew(text), "run: python tests/support/spec_tables.py"
+
+
+def test_every_table_of_the_dictionaries_stands_in_a_page():
+    told = {match[1] for page in PAGES for match in MARK.finditer(page.read_text())}
+    assert {name for name in TABLES if not name.startswith("linux.")} <= told
