@@ -60,12 +60,8 @@ def fields(struct: Struct) -> Iterator[tuple[object, ...]]:
             size = sub.sizeof()
         except (SizeofError, KeyError):
             size = None  # the text, or what the text before it decides
-        yield (
-            "-" if offset is None else offset,
-            "-" if size is None else size,
-            f"`{sub.name}`" if sub.name else "",
-            c_type(sub),
-        )
+        place, length = ("-" if number is None else number for number in (offset, size))
+        yield place, length, f"`{sub.name}`" if sub.name else "", c_type(sub)
         offset = None if offset is None or size is None else offset + size
 
 
@@ -83,12 +79,8 @@ def c_type(schema: Any) -> str:
         return f"{'i' if schema.fmtstr[-1].islower() else 'u'}{8 * schema.sizeof()}"
     if name == "FixedText":
         return f"char[{schema.size}]"
-    return {
-        "Text": "string, NUL",
-        "Padded": "padding",
-        "Align": "to a multiple of 8",
-        "If": "string, NUL, if flags & 1",
-    }[name]
+    others = {"Text": "string, NUL", "Padded": "padding", "Align": "padding to 8", "IfThenElse": "string, NUL, or none"}
+    return others[name]
 
 
 def commands() -> Iterator[tuple[object, ...]]:
