@@ -1,0 +1,123 @@
+"""One device-mapper with its kernel's rules: what every door (socket, bridge, NBD, FUSE) talks to.
+
+| personality | a binary request                              | a dictionary                                          |
+|-------------|-----------------------------------------------|-------------------------------------------------------|
+| `auto`      | Linux's rules                                 | NetBSD's, mended; verbs its driver lacks: Linux's     |
+| `linux`     | Linux's rules                                 | translated, Linux's rules, the reply translated back  |
+| `netbsd`    | translated, NetBSD's, the reply translated back | NetBSD's, as shipped                                |
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from typing import Any, Literal, get_args
+
+from dmproto.commands import BY_VERB, CommandFlag
+from dmproto.proplib import Unsigned
+
+from .control.linux import LinuxControl
+from .control.netbsd import NetbsdControl
+from .control.netbsd_call import Call, Refusal
+from .control.session import Cancel, Session
+from .control.translated import dictionary_to_linux, ioctl_to_netbsd
+from .io.blockdev import BlockDevice
+from .io.disks import LOOP_MAJOR, VND_MAJOR, Disks
+from .io.work import ThreadWork
+from .model.mapper import Mapper
+from .model.minors import EverGrowing, LowestFree
+from .targets.registry import TargetRegistry
+
+__all__ = ["Host", "Personality"]
+
+Personality = Literal["auto", "linux", "netbsd"]
+
+#: Device-mapper's block major.
+LINUX_MAJOR, NETBSD_MAJOR = 253, 169
+
+
+_EXTENSIONS = ("pdevs", "log")
+
+
+class Host:
+    """A device-mapper. `major` is its block major, by default the kernel's own; `registry` holds the target types.
+
+    Requests are answered through `done`, at once or later; a parked one returns the function that ends it with EINTR.
+    """
+
+    def __init__(
+        self, personality: Personality = "auto", *, major: int | None = None, registry: TargetRegistry | None = None
+    ) -> None:
+        if personality not in get_args(Personality):
+            raise ValueError(f"personality {personality!r}: expected one of {', '.join(get_args(Personality))}")
+        netbsd = personality == "netbsd"
+        self.personality = personality
+        self.registry = TargetRegistry.installed() if registry is None else registry
+        self._work = ThreadWork()
+        self.mapper = Mapper(
+            work=self._work,
+            major=major or (NETBSD_MAJOR if netbsd else LINUX_MAJOR),
+            minors=EverGrowing() if netbsd else LowestFree(),
+            disks=Disks(file_major=VND_MAJOR if netbsd else LOOP_MAJOR),
+        )
+        self.linux = LinuxControl(self.mapper, self.registry)
+        self.netbsd = NetbsdControl(self.mapper, self.registry, mended=not netbsd)
+
+    def add_pdev(self, text: str) -> BlockDevice:
+        """Declare `DEVICE=BACKING[,dev=MAJ:MIN][,ro]`; BACKING is a file, a block device, or `ram:SIZE`. ValueError
+        when it is malformed or taken, OSError when the backing cannot be used."""
+        return self.mapper.disks.declare(text)
+
+    def open(self, *, privileged: bool = True) -> Session:
+        """Open a control node."""
+        return Session(privileged=privileged, event_nr=self.mapper.events.global_nr)
+
+    def ioctl(self, session: Session, number: int, buffer: bytes, done: Callable[[int, bytes], None]) -> Cancel | None:
+        """A binary request: the whole ioctl number and the caller's whole buffer. `done(result, written)` gets 0 or
+        -errno, and the prefix of the buffer that is written back."""
+        if self.personality == "netbsd":
+            return ioctl_to_netbsd(self.netbsd, session, number, buffer, done)
+        return self.linux.ioctl(session, number, buffer, done)
+
+    def dictionary(self, session: Session, request: object, done: Callable[[dict[str, Any]], None]) -> Cancel | None:
+        """A dictionary request, which becomes the reply. That holds `errno` and `error` when the command failed."""
+        verb = request.get("command") if isinstance(request, dict) else None
+        if isinstance(request, dict) and verb in _EXTENSIONS:
+            self._extension(session, request, done)
+            return None
+        command = BY_VERB.get(verb) if isinstance(verb, str) else None
+        known = command is not None and CommandFlag.NETBSD in command.flags
+        if self.personality == "netbsd" or (self.personality == "auto" and (known or command is None)):
+            return self.netbsd.dictionary(session, request, done)
+        anyone = command is not None and CommandFlag.ANYONE in command.flags
+        if not session.privileged and not anyone:
+            call = Call(request if isinstance(request, dict) else {}, done)
+            call.finish(Refusal(errno.EPERM, f"command {verb!r} needs the superuser"))
+            return None
+        if not session.privileged:
+            session = self.open()
+        return dictionary_to_linux(self.linux, session, request, done)
+
+    def _extension(self, session: Session, request: dict[str, Any], done: Callable[[dict[str, Any]], None]) -> None:
+        """The commands that are ours: `pdevs` lists the physical devices, newest first, `log` the kernel's log."""
+        call = Call(request, done)
+        if request["command"] == "pdevs":
+            request["cmd_data"] = [
+                {
+                    "path": pdev.path,
+                    "dev": pdev.number,
+                    "ref_cnt": Unsigned(pdev.ref_cnt),
+                    "size": Unsigned(pdev.bdev.size),
+                }
+                for pdev in self.mapper.pdevs
+            ]
+        elif session.privileged:
+            request["cmd_data"] = list(self.mapper.events.lines)
+        else:
+            call.finish(Refusal(errno.EPERM, "command 'log' needs the superuser"))
+            return
+        call.finish()
+
+    def close(self) -> None:
+        """Stop the worker threads. Devices are forgotten, as at a reboot."""
+        self._work.close()
