@@ -1,0 +1,499 @@
+"""Replay of the recordings in specs/vectors/linux: the same steps on a fresh device-mapper, and what differs.
+
+`replay(path)` gives one `Result` for each ioctl and each other step that was compared. What is left out, and what is
+masked in a comparison, is in `SKIPPED`, `ABSENT` and `MASKS`, each with its reason; specs/fidelity.md counts them.
+
+Time stands still but for `sleep` and `join`, and for I/O that would wait for ever otherwise.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from support.linux_vectors import VECTORS, expand
+from support.targets import ManualWork, pattern
+
+from dmproto.commands import BY_NAME
+from dmproto.records import SECTOR_SIZE, huge_decode
+from dmserver.control.linux import LinuxControl
+from dmserver.control.session import Cancel, Session
+from dmserver.io.bio import Bio, Op
+from dmserver.io.blockdev import BlockDevice
+from dmserver.io.disk import Disk
+from dmserver.model.dm_dev import DmDev
+from dmserver.model.mapper import Mapper
+from dmserver.targets.registry import TargetRegistry
+
+__all__ = ["ABSENT", "FILES", "LinuxReplay", "Result", "Step", "replay", "steps"]
+
+Step = dict[str, Any]
+
+FILES = sorted(path.stem for path in VECTORS.glob("*.jsonl"))
+
+#: Target types that are not there: steps on a device that was given one of them are not compared.
+ABSENT = frozenset(
+    "cache era integrity log-writes multipath raid thin thin-pool verity writecache zoned".split()
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What became of one step. `what`: the command, or the operation. `skipped`: why it was not compared; `masked`: what
+    was left out of the comparison; `difference`: "" when all else is identical."""
+
+    file: str
+    line: int
+    what: str
+    types: tuple[str, ...] = ()
+    skipped: str = ""
+    masked: str = ""
+    difference: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.file}.jsonl:{self.line} {self.what}: {self.skipped or self.difference or 'identical'}"
+
+
+def steps(file: str) -> list[Step]:
+    return [json.loads(line) for line in (VECTORS / f"{file}.jsonl").read_text().splitlines()]
+
+
+def replay(file: str) -> list[Result]:
+    """Replay one file from the start."""
+    return LinuxReplay(file).run()
+
+
+def name_of(number: int) -> str:
+    """errno as the recordings spell it."""
+    if number == errno.EOPNOTSUPP:
+        return "ENOTSUP"
+    return errno.errorcode[number] if number else "0"
+
+
+@dataclass
+class Job:
+    """Something started in the background. `outcome` is set once it ended."""
+
+    outcome: Step | None = None
+    cancel: Cancel | None = None
+
+
+@dataclass
+class Opened:
+    """An open file of a block device."""
+
+    device: BlockDevice
+    holder: object | None
+
+
+@dataclass
+class Stream:
+    """Recorded lines against ours: ours may come late or early, but all of them, and in order."""
+
+    ours: list[Any] = field(default_factory=list)
+    theirs: list[Any] = field(default_factory=list)
+
+    def difference(self) -> str:
+        common = min(len(self.ours), len(self.theirs))
+        if self.ours[:common] != self.theirs[:common]:
+            text = f"{self.ours[:common]} instead of {self.theirs[:common]}"
+            self.clear()
+            return text
+        del self.ours[:common], self.theirs[:common]
+        return ""
+
+    def clear(self) -> None:
+        self.ours.clear()
+        self.theirs.clear()
+
+
+class LinuxReplay:
+    """A fresh device-mapper with the recorder's disks, and the open files of the recording."""
+
+    def __init__(self, file: str) -> None:
+        self.file = file
+        self.work = ManualWork()
+        self.mapper = Mapper(work=self.work)
+        self.disks: dict[str, Disk] = {}
+        for major, stem, count, size in ((1, "ram", 16, 8), (7, "loop", 4, 8), (7, "loop", 8, 64)):
+            for minor in range(count):
+                if f"{major}:{minor}" not in self.disks:
+                    self._add_disk(major, minor, f"/dev/{stem}{minor}", size)
+        self.registry = TargetRegistry.installed(autoload=True)
+        self.control = LinuxControl(self.mapper, self.registry)
+        self.control_nodes: dict[int, Session] = {0: Session()}
+        self.files: dict[int, Opened] = {}
+        self.jobs: dict[int, Job] = {}
+        #: Devices that stand for one with an absent target type, by minor.
+        self.tainted: set[int] = set()
+        self.kmsg = Stream()
+        self.uevents = Stream()
+        self.mapper.events.on_log(self._logged)
+        self.mapper.events.on_uevent(lambda event: self._sent(event.env))
+
+    def _add_disk(self, major: int, minor: int, path: str, megabytes: int) -> None:
+        disk = Disk(path, (major, minor), f"ram:{megabytes}M")
+        disk.limits.discard = disk.limits.write_zeroes = major == 7
+        disk.limits.discard_granularity = 4096 if major == 7 else 0
+        disk.limits.physical_block_size = 4096 if major == 1 else 512
+        self.mapper.disks.add(disk)
+        self.disks[f"{major}:{minor}"] = disk
+
+    # -- the log and the uevents ------------------------------------------------------------------------
+
+    def _logged(self, line: str) -> None:
+        self.kmsg.ours.append(line)
+
+    def _sent(self, env: dict[str, str]) -> None:
+        if env["SUBSYSTEM"] in ("block", "bdi"):
+            shown = ("ACTION", "SUBSYSTEM", "DM_COOKIE", "RESIZE", "DISK_RO", "MAJOR", "MINOR", "DEVNAME", "DEVTYPE")
+            block = env["SUBSYSTEM"] == "block"
+            self.uevents.ours.append([(key, env[key]) for key in (shown if block else shown[:2]) if key in env])
+
+    def _expect(self, step: Step) -> None:
+        self.kmsg.theirs += [line for line in step.get("kmsg") or () if line.startswith("device-mapper: ")]
+        self.uevents.theirs += [
+            list(event.items()) for event in step.get("uevents") or () if event["SUBSYSTEM"] in ("block", "bdi")
+        ]
+
+    # -- running ----------------------------------------------------------------------------------------
+
+    def run(self) -> list[Result]:
+        results = []
+        for line, step in enumerate(steps(self.file), 1):
+            results += self.step(line, step)
+        for stream, what in ((self.kmsg, "kmsg"), (self.uevents, "uevents")):
+            if stream.ours or stream.theirs:
+                results.append(
+                    Result(self.file, line, what, difference=f"left over: {stream.ours}, missing: {stream.theirs}")
+                )
+        return results
+
+    def step(self, line: int, step: Step) -> Iterator[Result]:
+        """Do one step; a program's ioctls are steps of their own."""
+        op = step["op"]
+        if op in ("dmsetup", "run", "readfile"):
+            for ioctl in step.get("ioctls") or ():
+                yield self._compare(line, {"op": "ioctl", **ioctl})
+            self._quiet(step)
+        elif op == "exec":
+            self._quiet(step)
+        else:
+            yield self._compare(line, step)
+
+    def _quiet(self, step: Step) -> None:
+        """What a program's ioctls log and send comes with the program, not with each of them."""
+        self._expect(step)
+        self.work.run()
+
+    def _compare(self, line: int, step: Step) -> Result:
+        what = step.get("cmd") or step["op"]
+        types = tuple(dict.fromkeys(target[2] for target in step.get("targets") or _targets(step)))
+        absent = sorted(ABSENT.intersection(types))
+        tainted = self._is_tainted(step)
+        outcome = self._do(step)
+        self.work.run()
+        self._expect(step)
+        if absent or tainted:
+            if absent and step["errno"] == "0":
+                self._taint(step)
+            self.kmsg.clear()
+            self.uevents.clear()
+            reason = f"no target type {absent[0]}" if absent else "on a device with an absent target type"
+            return Result(self.file, line, what, types, skipped=reason)
+        difference = "; ".join(
+            f"{key} {_show(outcome.get(key))} instead of {_show(value)}"
+            for key, value in _recorded(step).items()
+            if outcome.get(key) != value
+        )
+        for stream, name in ((self.kmsg, "kmsg"), (self.uevents, "uevents")):
+            if text := stream.difference():
+                difference += f"; {name} {text}"
+        return Result(self.file, line, what, types, difference=difference)
+
+    # -- absent target types ----------------------------------------------------------------------------
+
+    def _device(self, step: Step) -> DmDev | None:
+        if "request" in step:
+            buffer = expand(step["request"])
+            name, uuid = (buffer[at : buffer.find(0, at)].decode("utf-8", "surrogateescape") for at in (48, 176))
+            if name or uuid:
+                return self.mapper.by_name(name) or self.mapper.by_uuid(uuid)
+            return self.mapper.devices.get(huge_decode(int.from_bytes(buffer[40:48], "little"))[1])
+        if str(step.get("dev", "")).startswith("253:"):
+            return self.mapper.devices.get(int(step["dev"][4:]))
+        return None
+
+    def _taint(self, step: Step) -> None:
+        if device := self._device(step):
+            self.tainted.add(device.minor)
+            device.has_disk = True
+
+    def _is_tainted(self, step: Step) -> bool:
+        self.tainted &= set(self.mapper.devices)
+        device = self._device(step)
+        return device is not None and device.minor in self.tainted
+
+    # -- steps ------------------------------------------------------------------------------------------
+
+    def _do(self, step: Step) -> Step:
+        handler: Callable[[Step], Step] = getattr(self, f"_do_{step['op']}")
+        return handler(step)
+
+    def _do_ioctl(self, step: Step) -> Step:
+        job = self._start_ioctl(step)
+        if job.outcome is None:
+            self.work.run()
+        if job.outcome is None:
+            assert job.cancel is not None
+            job.cancel()
+            return {"errno": "still waiting"}
+        return job.outcome
+
+    def _start_ioctl(self, step: Step) -> Job:
+        job = Job()
+        session = Session(privileged=False) if step.get("nopriv") else self.control_nodes[step.get("slot") or 0]
+
+        def done(result: int, written: bytes) -> None:
+            job.outcome = {"errno": name_of(-result), "written": written}
+
+        number = step.get("ioctl") or 0xC138FD00 | BY_NAME[step["cmd"]].number
+        job.cancel = self.control.ioctl(session, number, expand(step["request"]), done)
+        return job
+
+    def _do_ioctl_bg(self, step: Step) -> Step:
+        self.jobs[step["job"]] = self._start_ioctl(step)
+        return {}
+
+    def _do_join(self, step: Step) -> Step:
+        job = self.jobs[step["job"]]
+        if job.outcome is None:
+            self.work.advance(step["ms"] / 1000)
+        if job.outcome is None:
+            return {"errno": "ETIMEDOUT"}
+        del self.jobs[step["job"]]
+        return job.outcome
+
+    def _do_kill(self, step: Step) -> Step:
+        cancel = self.jobs[step["job"]].cancel
+        if cancel is not None:
+            cancel()
+        return {"errno": "0"}
+
+    def _do_openctl(self, step: Step) -> Step:
+        self.control_nodes[step["slot"]] = Session(event_nr=self.mapper.events.global_nr)
+        return {"errno": "0"}
+
+    def _do_poll(self, step: Step) -> Step:
+        readable = self.control_nodes[step["slot"]].event_nr != self.mapper.events.global_nr
+        return {"errno": "0", "revents": int(readable)}
+
+    def _do_open(self, step: Step) -> Step:
+        device = self._block_device(step["dev"])
+        if device is None:
+            return {"errno": "ENXIO"}
+        holder = self if "x" in step["flags"] else None
+        try:
+            device.open(holder=holder)
+        except OSError as failure:
+            return {"errno": name_of(failure.errno or errno.EIO)}
+        self.files[step["slot"]] = Opened(device, holder)
+        return {"errno": "0"}
+
+    def _do_close(self, step: Step) -> Step:
+        if opened := self.files.pop(step["slot"], None):
+            opened.device.close(holder=opened.holder)
+        else:
+            del self.control_nodes[step["slot"]]
+        return {"errno": "0"}
+
+    def _do_sleep(self, step: Step) -> Step:
+        self.work.advance(step["ms"] / 1000)
+        return {"errno": "0"}
+
+    def _do_pattern(self, step: Step) -> Step:
+        _fill(self.disks[step["dev"]], step["seed"])
+        return {"errno": "0"}
+
+    def _do_zero(self, step: Step) -> Step:
+        _fill(self.disks[step["dev"]], None)
+        return {"errno": "0"}
+
+    # -- data -------------------------------------------------------------------------------------------
+
+    def _block_device(self, text: str) -> BlockDevice | None:
+        major, minor = text.split(":")
+        device = self.mapper.by_dev((int(major), int(minor)))
+        return None if isinstance(device, DmDev) and not device.has_disk else device
+
+    def _bio(self, device: BlockDevice, op: Op, sector: int, data: bytearray | int, then: Callable[[int], None]) -> None:
+        count = data if isinstance(data, int) else len(data) // SECTOR_SIZE
+        view = None if isinstance(data, int) else memoryview(data)
+        device.submit_bio(Bio(op, sector, count, view, lambda bio: then(bio.error), bdev=device))
+
+    def _wait(self, device: BlockDevice, op: Op, sector: int, data: bytearray | int) -> int:
+        """Do one request; time moves on until it has ended. Returns the errno."""
+        ended: list[int] = []
+        self._bio(device, op, sector, data, ended.append)
+        for _ in range(1000):
+            if ended:
+                return ended[0]
+            self.work.advance(0.01)
+        return errno.ETIMEDOUT
+
+    def _do_pread(self, step: Step) -> Step:
+        device = self._block_device(step["dev"])
+        assert device is not None
+        sector = step["sector"]
+        data = bytearray(max(0, min(step["bytes"], (device.size - sector) * SECTOR_SIZE)))
+        if step.get("buffered"):
+            good = 0
+            for start in range(0, len(data), 4096):
+                page = data[start : start + 4096]
+                if self._wait(device, Op.READ, sector + start // SECTOR_SIZE, page):
+                    break
+                data[start : start + 4096] = page
+                good += len(page)
+            return _read_outcome(errno.EIO if data and not good else 0, data[:good])
+        error = self._wait(device, Op.READ, sector, data) if data else 0
+        return _read_outcome(error, data)
+
+    def _do_pread_bg(self, step: Step) -> Step:
+        device = self._block_device(step["dev"])
+        assert device is not None
+        job = self.jobs[step["job"]] = Job()
+        data = bytearray(step["bytes"])
+        device.open()
+
+        def then(error: int) -> None:
+            device.close()
+            job.outcome = _read_outcome(error, data)
+
+        self._bio(device, Op.READ, step["sector"], data, then)
+        return {"errno": "0"}
+
+    def _written_data(self, step: Step) -> bytearray:
+        if "hex" in step:
+            return bytearray(expand(step["hex"]))
+        seed, length = step["fillpat"]
+        return bytearray(pattern(seed, step.get("patsector", step["sector"]), length // SECTOR_SIZE))
+
+    def _do_pwrite(self, step: Step) -> Step:
+        device = self._block_device(step["dev"])
+        assert device is not None
+        data = self._written_data(step)
+        if device.read_only:
+            return {"errno": "EPERM", "rc": -errno.EPERM}
+        del data[max(0, (device.size - step["sector"]) * SECTOR_SIZE) :]
+        if not data:
+            return {"errno": "ENOSPC", "rc": -errno.ENOSPC}
+        error = self._wait(device, Op.WRITE, step["sector"], data)
+        return {"errno": name_of(error), "rc": -error if error else len(data)}
+
+    def _do_pwrite_bg(self, step: Step) -> Step:
+        device = self._block_device(step["dev"])
+        assert device is not None
+        job = self.jobs[step["job"]] = Job()
+        data = self._written_data(step)
+        device.open()
+
+        def then(error: int) -> None:
+            device.close()
+            job.outcome = {"errno": name_of(error), "rc": -error if error else len(data)}
+
+        self._bio(device, Op.WRITE, step["sector"], data, then)
+        return {"errno": "0"}
+
+    def _do_fsync(self, step: Step) -> Step:
+        device = self._block_device(step["dev"])
+        assert device is not None
+        return {"errno": name_of(self._wait(device, Op.FLUSH, 0, 0))}
+
+    # -- ioctls of block devices ------------------------------------------------------------------------
+
+    def _do_blkioctl(self, step: Step) -> Step:
+        device = self.files[step["slot"]].device
+        argument = expand(step["request"]) if "request" in step else bytes.fromhex(step["reply"])
+        match step["ioctl"]:
+            case 0x301:  # HDIO_GETGEO
+                assert isinstance(device, DmDev)
+                cylinders, heads, sectors, start = device.geometry
+                reply = bytes([heads, sectors]) + cylinders.to_bytes(2, "little") + bytes(4) + start.to_bytes(8, "little")
+                return {"errno": "0", "reply": reply.hex()}
+            case 0x80081272:  # BLKGETSIZE64
+                return {"errno": "0", "reply": device.bytes.to_bytes(8, "little").ljust(len(argument), b"\0").hex()}
+            case 0x1268:  # BLKSSZGET
+                size = device.limits.logical_block_size
+                return {"errno": "0", "reply": size.to_bytes(4, "little").ljust(len(argument), b"\0").hex()}
+            case 0x125E:  # BLKROGET
+                return {"errno": "0", "reply": int(device.read_only).to_bytes(4, "little").ljust(len(argument), b"\0").hex()}
+        start, length = (int.from_bytes(argument[at : at + 8], "little") for at in (0, 8))
+        discard = step["ioctl"] == 0x1277  # BLKDISCARD, else BLKZEROOUT
+        return {"errno": name_of(self._range(device, start, length, discard=discard)), "reply": argument.hex()}
+
+    def _range(self, device: BlockDevice, start: int, length: int, *, discard: bool) -> int:
+        if discard and not device.limits.discard:
+            return errno.EOPNOTSUPP
+        if start % SECTOR_SIZE or length % SECTOR_SIZE or start + length > device.bytes:
+            return errno.EINVAL
+        sector, count = start // SECTOR_SIZE, length // SECTOR_SIZE
+        if discard:
+            return self._wait(device, Op.DISCARD, sector, count)
+        if device.limits.write_zeroes:
+            error = self._wait(device, Op.WRITE_ZEROES, sector, count)
+            if error != errno.EOPNOTSUPP:
+                return error
+        return self._wait(device, Op.WRITE, sector, bytearray(length))
+
+
+def _fill(disk: Disk, seed: int | None) -> None:
+    data = bytes(disk.bytes) if seed is None else pattern(seed, 0, disk.size)
+    disk.submit_bio(Bio(Op.WRITE, 0, disk.size, memoryview(data)))
+
+
+def _read_outcome(error: int, data: bytearray) -> Step:
+    return {
+        "errno": name_of(error),
+        "rc": -error if error else len(data),
+        "sha256": hashlib.sha256(b"" if error else data).hexdigest(),
+    }
+
+
+def _recorded(step: Step) -> Step:
+    """What of a recorded step is compared."""
+    if step["op"] in ("ioctl_bg",):
+        return {}
+    recorded = {key: step[key] for key in ("errno", "rc", "sha256", "reply", "revents") if key in step}
+    if "written" in step:
+        recorded["written"] = expand(step["written"])
+        recorded.pop("rc", None)
+    elif step["op"] == "join" and step["errno"] in ("ETIMEDOUT", "EINTR"):
+        recorded.pop("rc")
+    return recorded
+
+
+def _targets(step: Step) -> list[list[Any]]:
+    """The targets of a nested TABLE_LOAD, which are not decoded there."""
+    if step.get("cmd") != "TABLE_LOAD" or "request" not in step:
+        return []
+    buffer = expand(step["request"])
+    at, count = (int.from_bytes(buffer[offset : offset + 4], "little") for offset in (16, 20))
+    found: list[list[Any]] = []
+    for _ in range(min(count, 4096)):
+        spec = buffer[at : at + 40]
+        if len(spec) < 40:
+            break
+        kind = re.split(rb"\0", spec[24:], maxsplit=1)[0].decode("utf-8", "surrogateescape")
+        found.append([0, 0, kind, ""])
+        at += int.from_bytes(spec[20:24], "little")
+    return found
+
+
+def _show(value: object) -> str:
+    return value.hex()[:1200] if isinstance(value, bytes) else repr(value)
