@@ -20,7 +20,7 @@ from dmproto.linux import DATA_OFFSET, MAX_DATA_SIZE
 
 from ..model.dm_dev import DmDev
 from ..model.mapper import Mapper
-from . import linux_dev, linux_message, linux_status, linux_table
+from . import linux_dev, linux_message, linux_status, linux_table, linux_uevent
 from .linux_call import VERSION, VERSION_BYTES, Call, Refusal
 from .linux_status import Wait
 from .session import Cancel, Session
@@ -132,6 +132,8 @@ class LinuxControl:
             device.event()
         for wait in tuple(self.waits.get(device, ())):
             wait.wake()
+        if device.has_disk:
+            linux_uevent.removed(device)
 
     def complain(self, text: str) -> None:
         """A line of the kernel log."""

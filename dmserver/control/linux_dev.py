@@ -13,7 +13,9 @@ from dmproto.records import DM_NAME_LEN, DM_UUID_LEN, huge_decode, huge_encode, 
 
 from ..model.dm_dev import DmDev
 from ..model.dm_target import TargetError
+from . import linux_uevent
 from .linux_call import Call, Refusal
+from .linux_limits import fits
 from .session import Cancel
 
 __all__ = [
@@ -69,6 +71,7 @@ def dev_remove(call: Call) -> None:
         return
     call.flags &= ~DmFlag.DEFERRED_REMOVE
     if device.has_disk:
+        linux_uevent.removing(device, call.event_nr)
         call.flags |= DmFlag.UEVENT_GENERATED
     device.mapper.remove(device)
 
@@ -133,6 +136,7 @@ def dev_rename(call: Call) -> None:
     if device.live:
         device.event()
     if device.has_disk:
+        linux_uevent.changed(device, call.event_nr)
         call.flags |= DmFlag.UEVENT_GENERATED
     call.status(device)
 
@@ -186,23 +190,40 @@ def _resume(call: Call, device: DmDev) -> Cancel | None:
 
 
 def _finish_resume(call: Call, device: DmDev) -> None:
-    old = None
-    swapped = device.inactive is not None
-    if swapped:
+    """do_resume() from where the device is suspended if it has to be: swap, resume, tell. A table that does not fit
+    its devices any more is dropped, and the device stays suspended; so it does when a target refuses to resume."""
+    old, resized = None, False
+    new = device.inactive
+    if new is not None:
+        device.inactive = None
+        if not fits(new):
+            new.destroy()
+            raise Refusal(errno.EINVAL)
+        old_size, was_read_only = device.size, device.read_only
+        device.inactive = new
         old = device.swap()
+        resized = 0 < old_size != new.size > 0
         call.control.mapper.events.bump()
+        if device.read_only != was_read_only:
+            linux_uevent.disk_ro_changed(device)
     elif device.suspended and device.live is None:
         raise Refusal(errno.EINVAL)
-    if device.suspended:
-        try:
-            device.resume()
-        except TargetError as failure:
-            raise Refusal(failure.errno) from failure
-        finally:
-            if old is not None:
-                old.destroy()
-        call.flags |= DmFlag.UEVENT_GENERATED
+    try:
+        if device.suspended:
+            _wake(call, device, resized)
+    finally:
+        if old is not None:
+            old.destroy()
     call.status(device)
+
+
+def _wake(call: Call, device: DmDev, resized: bool) -> None:
+    try:
+        device.resume()
+    except TargetError as failure:
+        raise Refusal(failure.errno) from failure
+    linux_uevent.changed(device, call.event_nr, resized=resized)
+    call.flags |= DmFlag.UEVENT_GENERATED
 
 
 def dev_set_geometry(call: Call) -> None:

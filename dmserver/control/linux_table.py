@@ -9,9 +9,12 @@ from dmproto.flags import DmFlag
 from dmproto.records import to_text
 
 from ..model.args import split_args
+from ..model.dm_dev import DmDev
 from ..model.dm_table import DmTable
 from ..model.dm_target import Target, TargetError, TargetFeature
+from . import linux_uevent
 from .linux_call import Call, Refusal
+from .linux_limits import fits
 from .linux_resolver import LinuxResolver
 
 __all__ = ["table_clear", "table_load"]
@@ -31,15 +34,25 @@ def table_load(call: Call) -> None:
     table = DmTable(device, LinuxResolver(device.mapper), read_only=bool(call.flags & DmFlag.READONLY))
     try:
         _populate(call, table)
+        if not device.has_disk:
+            _make_disk(call, device, table)
     except BaseException:
         table.destroy()
         raise
-    device.has_disk = True
     old, device.inactive = device.inactive, table
     call.flags |= DmFlag.INACTIVE_PRESENT
     call.status(device)
     if old is not None:
         old.destroy()
+
+
+def _make_disk(call: Call, device: DmDev, table: DmTable) -> None:
+    """dm_setup_md_queue(): the block device appears with the first table, which must fit."""
+    if not fits(table):
+        call.control.complain("core: Cannot calculate initial queue limits")
+        raise Refusal(errno.EINVAL, "unable to set up device queue for new table.")
+    device.has_disk = True
+    linux_uevent.added(device)
 
 
 def _populate(call: Call, table: DmTable) -> None:

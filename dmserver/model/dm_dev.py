@@ -22,8 +22,8 @@ class DmDev(BlockDevice):
     """`slots[cur_active]` is the live table, the other slot the inactive one; None is an empty slot.
 
     `suspended`: bios are held. `event_nr` counts this device's events. `geometry` is (cylinders, heads, sectors,
-    start). `has_disk`: the block device exists (Linux makes it at the first table load). `openers` is the open
-    count.
+    start). `has_disk`: the block device exists (Linux makes it at the first table load). `diskseq` numbers disks and is
+    never used again. `openers` is the open count.
     """
 
     def __init__(self, mapper: Mapper, minor: int, name: str, uuid: str) -> None:
@@ -37,6 +37,7 @@ class DmDev(BlockDevice):
         self.suspended = False
         self.deferred_remove = False
         self.has_disk = False
+        self.diskseq = mapper.next_diskseq()
         self.removed = False
         self.geometry = (0, 0, 0, 0)
         self.event_nr = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from bisect import bisect_left, insort
 from collections.abc import Callable
@@ -48,6 +49,7 @@ class Mapper:
         self._by_name: dict[str, DmDev] = {}
         self._by_uuid: dict[str, DmDev] = {}
         self._sorted: list[bytes] = []
+        self._diskseq = itertools.count(1)
 
     def by_name(self, name: str) -> DmDev | None:
         return self._by_name.get(name)
@@ -73,6 +75,9 @@ class Mapper:
         """All named devices in the order of their names' bytes (Linux's `dm_list_devices` order)."""
         by_name = self._by_name
         return [by_name[name] for name in map(to_text, self._sorted)]
+
+    def next_diskseq(self) -> int:
+        return next(self._diskseq)
 
     def create(self, name: str, uuid: str = "", minor: int | None = None) -> DmDev:
         """A new device without tables. `minor` is one that the caller has reserved."""
