@@ -1,0 +1,33 @@
+"""The `dmserver` tool: each subcommand is a module with `add_arguments(parser)` and `main(args)`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+__all__ = ["main"]
+
+COMMANDS = {
+    "run": ("dmserver.bridge.run", "run an unmodified program on a device-mapper of its own"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a subcommand; only its own module is imported."""
+    words = sys.argv[1:] if argv is None else list(argv)
+    parser = argparse.ArgumentParser(prog="dmserver", description="A device-mapper that runs anywhere.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    chosen = next((word for word in words if not word.startswith("-")), "")
+    for name, (module, text) in COMMANDS.items():
+        command = commands.add_parser(name, help=text, description=text)
+        if name == chosen:
+            import_module(module).add_arguments(command)
+    args = parser.parse_args(words)
+    status: int = import_module(COMMANDS[args.command][0]).main(args)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

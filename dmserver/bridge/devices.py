@@ -1,0 +1,58 @@
+"""The block devices that a client sees: the mapped devices that have a disk, and the disks declared by --pdev."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from dmproto.records import Dev
+from dmserver.io.blockdev import BlockDevice
+from dmserver.io.disk import Disk
+from dmserver.model.dm_dev import DmDev
+from dmserver.model.mapper import Mapper
+
+from .sysfs import slaves_of
+
+__all__ = ["Devices"]
+
+
+class Devices:
+    """A view of one mapper. `library_made`: minors whose /dev/mapper node libdevmapper makes itself, as the flags in
+    the event number of its last resume or rename said; udev's part is ours for the others."""
+
+    def __init__(self, mapper: Mapper) -> None:
+        self.mapper = mapper
+        self.library_made: set[int] = set()
+
+    @property
+    def major(self) -> int:
+        return self.mapper.major
+
+    def __iter__(self) -> Iterator[BlockDevice]:
+        yield from self.mapped()
+        yield from self.disks()
+
+    def mapped(self) -> Iterator[DmDev]:
+        """Mapped devices have a disk from their first table on."""
+        return (device for device in self.mapper.devices.values() if device.has_disk)
+
+    def disks(self) -> Iterator[Disk]:
+        """Those with a node of their own; a file that a table names is a file."""
+        for disk in self.mapper.disks:
+            if isinstance(disk, Disk) and disk.backing != disk.path:
+                yield disk
+
+    def by_dev(self, dev: Dev) -> BlockDevice | None:
+        found = self.mapper.by_dev(dev)
+        return None if isinstance(found, DmDev) and not found.has_disk else found
+
+    def holders_of(self, device: BlockDevice) -> Iterator[BlockDevice]:
+        """The mapped devices whose tables hold `device`."""
+        for mapped in self.mapped():
+            if any(slave is device for slave in slaves_of(mapped)):
+                yield mapped
+
+    def named(self) -> Iterator[DmDev]:
+        """Mapped devices whose node /dev/mapper/NAME udev would make."""
+        for device in self.mapped():
+            if device.name and device.live and device.minor not in self.library_made:
+                yield device

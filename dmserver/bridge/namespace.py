@@ -1,0 +1,324 @@
+"""The namespace: what stands at a path in the client's view, and what is the kernel's own business.
+
+`PATHS` is the table of path rules; specs/bridge.md shows it. A path is canonical here: absolute in the client's root,
+without links on the way. What clients make under /dev (nodes, links, directories) is kept in `made`.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from dmserver.io.blockdev import BlockDevice
+
+from .nodes import ABSENT, Absent, Dir, File, Link, Node, Private, Special
+from .sysfs import bdi_directory, block_directory, kernel_name
+
+if TYPE_CHECKING:
+    from .devices import Devices
+
+__all__ = ["CONTROL_DEV", "PATHS", "Namespace", "PathRule"]
+
+CONTROL_DEV = (10, 236)
+
+#: Directories under /dev that stay the kernel's.
+NATIVE_DEV = (b"/dev/shm", b"/dev/pts", b"/dev/mqueue", b"/dev/hugepages", b"/dev/fd")
+
+
+@dataclass(frozen=True, slots=True)
+class PathRule:
+    """One row. `answer` tells what is there; `node` makes it, from the namespace and what `*` stood for."""
+
+    rung: int
+    path: str
+    answer: str
+    node: Callable[[Namespace, bytes], Node | None]
+
+
+class Namespace:
+    """The rules applied to `devices`. `private(name)` gives the path of a directory of this run."""
+
+    def __init__(self, devices: Devices, private: Callable[[bytes], bytes]) -> None:
+        self.devices = devices
+        self.private = private
+        self.made: dict[bytes, Node] = {}
+
+    def find(self, path: bytes) -> Node | None:
+        """The node at a canonical path; None where the kernel decides."""
+        if (made := self.made.get(path)) is not None:
+            return made
+        _, top, *names = path.split(b"/")
+        if top not in _TOPS:
+            return self._disk(path)
+        parent, name = os.path.split(path)
+        if rule := _EXACT.get(path):
+            return rule.node(self, name)
+        if rule := _CHILDREN.get(parent):
+            node = rule.node(self, name)
+            if node is not None or rule.path.startswith("/dev/mapper"):
+                return node or ABSENT
+        return self._inside(path) if names else None
+
+    def entries(self, path: bytes, directory: Dir) -> dict[bytes, Node]:
+        """What the rules and the clients put into a directory; ABSENT hides what the kernel has there."""
+        return {**directory.entries(), **self._made_in(path)}
+
+    def may_make(self, path: bytes) -> bool:
+        """A client's mkdir, symlink, mknod at `path` is kept here, not carried out."""
+        return path.startswith(b"/dev/") and not path.startswith(NATIVE_DEV)
+
+    def made_below(self, path: bytes) -> list[bytes]:
+        """What clients made in a directory and its directories."""
+        return [made for made in self.made if made.startswith(path + b"/")]
+
+    def is_empty(self, path: bytes) -> bool:
+        return not any(not isinstance(node, Absent) for node in self._made_in(path).values())
+
+    def _made_in(self, path: bytes) -> dict[bytes, Node]:
+        prefix = path + b"/"
+        start = len(prefix)
+        return {p[start:]: n for p, n in self.made.items() if p.startswith(prefix) and b"/" not in p[start:]}
+
+    def _disk(self, path: bytes) -> Node | None:
+        for disk in self.devices.disks():
+            if os.fsencode(disk.path) == path:
+                return _block(disk)
+        return None
+
+    def _inside(self, path: bytes) -> Node | None:
+        """The node below the deepest directory that a rule knows."""
+        parent, name = os.path.split(path)
+        if parent == b"/":
+            return None
+        above = self.find(parent)
+        if isinstance(above, Private):
+            return Private(above.path + b"/" + name)
+        if isinstance(above, Absent):
+            return ABSENT
+        if isinstance(above, Dir):
+            found = above.entries().get(name)
+            return found if found is not None or above.overlay else ABSENT
+        return None
+
+
+def _block(device: BlockDevice) -> Special:
+    return Special(stat.S_IFBLK, device.dev)
+
+
+# -- /dev ---------------------------------------------------------------------------------------------------
+
+
+def _dev(space: Namespace, name: bytes) -> Dir:
+    def entries() -> Mapping[bytes, Node]:
+        nodes: dict[bytes, Node] = {b"mapper": _mapper(space, b"mapper")}
+        for device in space.devices:
+            path = os.fsencode(device.path)
+            if path.startswith(b"/dev/"):
+                nodes[path[5:].split(b"/")[0]] = _block(device)
+        return nodes
+
+    return Dir(entries, overlay=True)
+
+
+def _mapper(space: Namespace, name: bytes) -> Dir:
+    def entries() -> Mapping[bytes, Node]:
+        links: dict[bytes, Node] = {os.fsencode(d.name): _udev_link(d.minor) for d in space.devices.named()}
+        return {**links, b"control": CONTROL}
+
+    return Dir(entries)
+
+
+CONTROL = Special(stat.S_IFCHR, CONTROL_DEV)
+
+
+def _udev_link(minor: int) -> Link:
+    return Link(b"../dm-%d" % minor)
+
+
+def _control(space: Namespace, name: bytes) -> Node:
+    return CONTROL
+
+
+def _mapper_node(space: Namespace, name: bytes) -> Node:
+    device = space.devices.mapper.by_name(os.fsdecode(name))
+    if device and device.has_disk and device.live and device.minor not in space.devices.library_made:
+        return _udev_link(device.minor)
+    return ABSENT
+
+
+def _dev_node(space: Namespace, name: bytes) -> Node | None:
+    if name.startswith(b"dm-"):
+        minor = name[3:]
+        device = space.devices.by_dev((space.devices.major, int(minor))) if minor.isdigit() else None
+        return _block(device) if device else ABSENT
+    return space._disk(b"/dev/" + name)
+
+
+# -- /sys ---------------------------------------------------------------------------------------------------
+
+
+def _links(target: str) -> Callable[[Namespace, bytes], Dir]:
+    """A directory of links to every block device; the names of mapped devices are all ours."""
+
+    def directory(space: Namespace, name: bytes) -> Dir:
+        def entries() -> Mapping[bytes, Node]:
+            return {
+                **_hidden("/sys/block", space),
+                **{n: Link(target.encode() + n) for n in (kernel_name(d).encode() for d in space.devices)},
+            }
+
+        return Dir(entries, overlay=True)
+
+    return directory
+
+
+def _hidden(directory: str, space: Namespace) -> dict[bytes, Node]:
+    """The kernel's own mapped devices, and its devices of our numbers."""
+    ours = f"{space.devices.major}:".encode()
+    try:
+        names = os.listdir(os.fsencode(directory))
+    except OSError:
+        return {}
+    return {name: ABSENT for name in names if name.startswith((b"dm-", ours))}
+
+
+def _numbers(target: str) -> Callable[[Namespace, bytes], Dir]:
+    """A directory of MAJ:MIN for every block device."""
+
+    def directory(space: Namespace, name: bytes) -> Dir:
+        def entries() -> Mapping[bytes, Node]:
+            return {
+                **_hidden("/sys/dev/block", space),
+                **{b"%d:%d" % d.dev: Link(f"{target}{kernel_name(d)}".encode()) for d in space.devices},
+            }
+
+        return Dir(entries, overlay=True)
+
+    return directory
+
+
+def _number(space: Namespace, name: bytes) -> Node | None:
+    device = _device_of_number(space, name)
+    if device is not None:
+        return Link(f"../../devices/virtual/block/{kernel_name(device)}".encode())
+    return ABSENT if name.startswith(b"%d:" % space.devices.major) else None
+
+
+def _device_of_number(space: Namespace, name: bytes) -> BlockDevice | None:
+    major, _, minor = name.partition(b":")
+    if not (major.isdigit() and minor.isdigit()):
+        return None
+    found = space.devices.by_dev((int(major), int(minor)))
+    return found if found is not None and any(found is device for device in space.devices) else None
+
+
+def _device_of_name(space: Namespace, name: bytes) -> BlockDevice | None:
+    wanted = name.decode("utf-8", "surrogateescape")
+    return next((device for device in space.devices if kernel_name(device) == wanted), None)
+
+
+def _name(target: str) -> Callable[[Namespace, bytes], Node | None]:
+    def link(space: Namespace, name: bytes) -> Node | None:
+        if _device_of_name(space, name):
+            return Link(target.encode() + name)
+        return ABSENT if name.startswith(b"dm-") else None
+
+    return link
+
+
+def _block_dir(space: Namespace, name: bytes) -> Node | None:
+    device = _device_of_name(space, name)
+    if device is not None:
+        return block_directory(device, space.devices.holders_of)
+    return ABSENT if name.startswith(b"dm-") else None
+
+
+def _block_dirs(space: Namespace, name: bytes) -> Dir:
+    def entries() -> Mapping[bytes, Node]:
+        found: dict[bytes, Node] = dict(_hidden("/sys/devices/virtual/block", space))
+        for device in space.devices:
+            found[kernel_name(device).encode()] = block_directory(device, space.devices.holders_of)
+        return found
+
+    return Dir(entries, overlay=True)
+
+
+def _bdi_dir(space: Namespace, name: bytes) -> Node | None:
+    device = _device_of_number(space, name)
+    return bdi_directory(device) if device else None
+
+
+# -- /proc --------------------------------------------------------------------------------------------------
+
+
+def _proc_devices(space: Namespace, name: bytes) -> File:
+    return File(lambda: b"".join(_device_lines(space)))
+
+
+def _device_lines(space: Namespace) -> Iterator[bytes]:
+    """/proc/devices with device-mapper in it, under its major alone, and every block major that a disk uses."""
+    majors = {space.devices.major: b"device-mapper"}
+    for disk in space.devices.disks():
+        majors.setdefault(disk.dev[0], {1: b"ramdisk", 7: b"loop", 8: b"sd"}.get(disk.dev[0], b"blkext"))
+    block = False
+    native: dict[int, bytes] = {}
+    with open("/proc/devices", "rb") as lines:
+        for line in lines:
+            if block and (words := line.split()):
+                if words[1] != b"device-mapper":
+                    native[int(words[0])] = words[1]
+            else:
+                block = block or line.startswith(b"Block")
+                yield line
+    for major, name in sorted((native | majors).items()):
+        yield b"%3d %s\n" % (major, name)
+
+
+def _proc_misc(space: Namespace, name: bytes) -> File:
+    def content() -> bytes:
+        with open("/proc/misc", "rb") as lines:
+            others = [line for line in lines if not line.endswith(b" device-mapper\n")]
+        return b"%3d device-mapper\n" % CONTROL_DEV[1] + b"".join(others)
+
+    return File(content)
+
+
+def _absent(space: Namespace, name: bytes) -> Node:
+    return ABSENT
+
+
+def _private(space: Namespace, name: bytes) -> Node:
+    return Private(space.private(name))
+
+
+PATHS: tuple[PathRule, ...] = (
+    PathRule(1, "/dev/mapper/control", "character device 10:236; an open gives a control node", _control),
+    PathRule(1, "/dev/mapper", "directory of the control node, of what clients made, and of udev's links", _mapper),
+    PathRule(
+        1, "/dev/mapper/*", "link to ../dm-N when a table is live and libdevmapper left the node to udev", _mapper_node
+    ),
+    PathRule(1, "/proc/devices", "the kernel's, with device-mapper and the majors of all disks", _proc_devices),
+    PathRule(1, "/proc/misc", "the kernel's, with 236 device-mapper", _proc_misc),
+    PathRule(1, "/run/udev/control", "absent: no udev is waited for", _absent),
+    PathRule(2, "/dev/*", "block devices: dm-N, and those of --pdev", _dev_node),
+    PathRule(3, "/sys/dev/block/*", "link to the device's directory", _number),
+    PathRule(3, "/sys/devices/virtual/block/*", "directory of a block device, as a kernel shows it", _block_dir),
+    PathRule(3, "/sys/devices/virtual/bdi/*", "directory with read_ahead_kb", _bdi_dir),
+    PathRule(4, "/run/cryptsetup", "a private directory", _private),
+    PathRule(5, "/dev", "the kernel's directory with all virtual nodes in it", _dev),
+    PathRule(5, "/run/lock/lvm", "a private directory", _private),
+    PathRule(5, "/run/lvm", "a private directory", _private),
+    PathRule(8, "/sys/block", "the kernel's directory, mapped devices ours", _links("../devices/virtual/block/")),
+    PathRule(8, "/sys/block/*", "link to the device's directory", _name("../devices/virtual/block/")),
+    PathRule(8, "/sys/class/block", "likewise", _links("../../devices/virtual/block/")),
+    PathRule(8, "/sys/class/block/*", "likewise", _name("../../devices/virtual/block/")),
+    PathRule(8, "/sys/dev/block", "likewise, by number", _numbers("../../devices/virtual/block/")),
+    PathRule(8, "/sys/devices/virtual/block", "the kernel's directory, mapped devices ours", _block_dirs),
+)
+
+_EXACT = {rule.path.encode(): rule for rule in PATHS if "*" not in rule.path}
+_CHILDREN = {rule.path[:-2].encode(): rule for rule in PATHS if rule.path.endswith("/*")}
+_TOPS = {rule.path.split("/")[1].encode() for rule in PATHS}

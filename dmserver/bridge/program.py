@@ -1,0 +1,146 @@
+"""Starting the program under the filter, passing signals on, and leaving as it left."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import select
+import shutil
+import signal
+import socket
+import sys
+from collections.abc import Mapping, Sequence
+from struct import unpack_from
+
+from dmserver.loop import Loop
+
+from .seccomp import install_filter
+
+__all__ = ["Program"]
+
+PR_SET_CHILD_SUBREAPER = 36
+SIGNALFD_SIGINFO = 128  # sizeof(struct signalfd_siginfo): ssi_signo, ssi_errno, ssi_code ...
+SFD_FLAGS = os.O_NONBLOCK | os.O_CLOEXEC
+
+#: Passed on, unless the kernel sent them: the terminal's go to the program as well.
+FORWARDED = (
+    signal.SIGHUP,
+    signal.SIGINT,
+    signal.SIGQUIT,
+    signal.SIGTERM,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGALRM,
+)
+
+
+class Program:
+    """A child under the filter. `listener` is the supervisor's end of it; `status` a wait status once it ended."""
+
+    def __init__(self, argv: Sequence[str], program: bytes, env: Mapping[str, str] | None = None) -> None:
+        """Start `argv`. OSError when it is not found, or when the kernel refuses the filter."""
+        path = shutil.which(argv[0], path=(env or os.environ).get("PATH"))
+        if path is None:
+            raise FileNotFoundError(2, f"{argv[0]}: command not found")
+        self.status: int | None = None
+        libc = ctypes.CDLL(None, use_errno=True)
+        libc.prctl(PR_SET_CHILD_SUBREAPER, ctypes.c_ulong(1), ctypes.c_ulong(0), ctypes.c_ulong(0), ctypes.c_ulong(0))
+        self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, {*FORWARDED, signal.SIGCHLD})
+        ours, theirs = socket.socketpair()
+        self.pid = os.fork()
+        if not self.pid:
+            self._child(path, argv, program, env, theirs)
+        theirs.close()
+        with ours:
+            message, fds, _, _ = socket.recv_fds(ours, 4096, 1, socket.MSG_CMSG_CLOEXEC)
+        if not fds:
+            os.waitpid(self.pid, 0)
+            signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
+            number, _, reason = message.decode().partition(" ")
+            raise OSError(int(number or 0), reason or "the program could not be started")
+        self.listener = fds[0]
+        self._signalfd = _signalfd(libc, {*FORWARDED, signal.SIGCHLD})
+
+    def watch(self, loop: Loop) -> None:
+        """Pass signals on and reap; stops the loop when the program has ended."""
+
+        def signalled(events: int) -> None:
+            for number, code in _read_signals(self._signalfd):
+                if number == signal.SIGCHLD:
+                    self._reap()
+                elif code <= 0 and self.status is None:
+                    os.kill(self.pid, number)
+            if self.status is not None:
+                loop.stop()
+
+        loop.add(self._signalfd, select.EPOLLIN, signalled)
+
+    def close(self) -> None:
+        """Close what `watch` and the supervisor read from; signals act on this process again."""
+        os.close(self.listener)
+        os.close(self._signalfd)
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
+
+    def leave(self) -> int:
+        """The exit status to leave with; a program killed by a signal takes this process with it."""
+        assert self.status is not None
+        code = os.waitstatus_to_exitcode(self.status)
+        if code >= 0:
+            return code
+        sys.stdout.flush()
+        signal.signal(-code, signal.SIG_DFL) if -code not in (signal.SIGKILL, signal.SIGSTOP) else None
+        os.kill(os.getpid(), -code)
+        return 128 - code
+
+    def _reap(self) -> None:
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if not pid:
+                return
+            if pid == self.pid:
+                self.status = status
+
+    def _child(
+        self, path: str, argv: Sequence[str], program: bytes, env: Mapping[str, str] | None, link: socket.socket
+    ) -> None:
+        try:
+            try:
+                listener = install_filter(program)
+            except OSError as error:
+                link.sendall(f"{error.errno} {error.strerror}".encode())
+                os._exit(127)
+            socket.send_fds(link, [b"listener"], [listener])
+            os.close(listener)
+            link.close()
+            signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
+            try:
+                os.execve(path, list(argv), env if env is not None else os.environ)
+            except OSError as error:
+                os.write(2, f"dmserver run: {path}: {error.strerror}\n".encode())
+                os._exit(126)
+        finally:
+            os._exit(127)
+
+
+def _signalfd(libc: ctypes.CDLL, signals: set[signal.Signals]) -> int:
+    mask = bytearray(128)  # sigset_t
+    for number in signals:
+        mask[(number - 1) // 8] |= 1 << (number - 1) % 8
+    fd: int = libc.signalfd(-1, (ctypes.c_char * len(mask)).from_buffer(mask), SFD_FLAGS)
+    if fd < 0:
+        raise OSError(ctypes.get_errno(), "signalfd(2)")
+    return fd
+
+
+def _read_signals(fd: int) -> list[tuple[int, int]]:
+    try:
+        data = os.read(fd, SIGNALFD_SIGINFO * 16)
+    except BlockingIOError:
+        return []
+    return [
+        (number, code)
+        for number, _, code in (unpack_from("=IIi", data, at) for at in range(0, len(data), SIGNALFD_SIGINFO))
+    ]

@@ -1,0 +1,153 @@
+"""sysfs of a block device as clients read it (Linux block/genhd.c, blk-sysfs.c, drivers/md/dm-sysfs.c).
+
+| what reads it                     | attributes                                                            |
+|-----------------------------------|-----------------------------------------------------------------------|
+| libdevmapper                      | bdi/read_ahead_kb, dm/name                                            |
+| cryptsetup                        | dm/uuid, holders, loop/backing_file                                   |
+| lvm                               | holders, loop/partscan, queue/{minimum,optimal}_io_size, alignment_offset |
+| lsblk, blkid, mkfs                | size, dev, ro, removable, hidden, slaves, queue/*, uevent             |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+
+from dmserver.io.blockdev import BlockDevice
+from dmserver.io.disks import LOOP_MAJOR
+from dmserver.model.dm_dev import DmDev
+
+from .nodes import Dir, File, Link, Node
+
+__all__ = ["block_directory", "kernel_name", "read_ahead_sectors", "slaves_of"]
+
+READ_AHEAD_SECTORS = 256
+UNLIMITED = 4294966784  # the largest multiple of 512 in 32 bits
+
+
+def kernel_name(device: BlockDevice) -> str:
+    """The name under /sys/block."""
+    return device.path.removeprefix("/dev/").replace("/", "!").lstrip("!")
+
+
+def read_ahead_sectors(device: BlockDevice) -> int:
+    """At least twice the optimal I/O size (`blk_apply_bdi_limits`)."""
+    return max(READ_AHEAD_SECTORS, device.limits.io_opt * 2 // 512)
+
+
+def slaves_of(device: BlockDevice) -> Iterator[BlockDevice]:
+    """The devices that the tables of a mapped device hold, each once."""
+    if isinstance(device, DmDev):
+        held = {pdev.bdev.dev: pdev.bdev for table in device.slots if table for pdev in table.pdevs}
+        yield from held.values()
+
+
+def block_directory(device: BlockDevice, holders: Callable[[BlockDevice], Iterator[BlockDevice]]) -> Dir:
+    """/sys/devices/virtual/block/NAME."""
+
+    def entries() -> Mapping[bytes, Node]:
+        major, minor = device.dev
+        return {
+            **_files(_attributes(device)),
+            b"bdi": Link(f"../../bdi/{major}:{minor}".encode()),
+            b"subsystem": Link(b"../../../../class/block"),
+            b"queue": Dir(lambda: _files(_queue(device))),
+            b"slaves": Dir(lambda: _links(slaves_of(device))),
+            b"holders": Dir(lambda: _links(holders(device))),
+            **_own(device),
+        }
+
+    return Dir(entries)
+
+
+def bdi_directory(device: BlockDevice) -> Dir:
+    """/sys/devices/virtual/bdi/MAJ:MIN."""
+    return Dir(
+        lambda: _files(
+            {
+                "read_ahead_kb": read_ahead_sectors(device) // 2,
+                "min_ratio": 0,
+                "max_ratio": 100,
+                "stable_pages_required": 0,
+            }
+        )
+    )
+
+
+def _files(values: Mapping[str, object]) -> dict[bytes, Node]:
+    return {name.encode(): _file(value) for name, value in values.items()}
+
+
+def _file(value: object) -> File:
+    return File(lambda: f"{value}\n".encode())
+
+
+def _links(devices: Iterator[BlockDevice]) -> dict[bytes, Node]:
+    names = [kernel_name(device) for device in devices]
+    return {name.encode(): Link(f"../../{name}".encode()) for name in names}
+
+
+def _attributes(device: BlockDevice) -> dict[str, object]:
+    major, minor = device.dev
+    mapped = isinstance(device, DmDev)
+    return {
+        "dev": f"{major}:{minor}",
+        "size": device.size,
+        "ro": int(device.read_only),
+        "range": 1,
+        "ext_range": 1 if mapped else 256,
+        "removable": 0,
+        "hidden": 0,
+        "capability": 4 if mapped else 0,
+        "alignment_offset": 0,
+        "discard_alignment": 0,
+        "uevent": f"MAJOR={major}\nMINOR={minor}\nDEVNAME={kernel_name(device)}\nDEVTYPE=disk",
+    }
+
+
+def _own(device: BlockDevice) -> dict[bytes, Node]:
+    if isinstance(device, DmDev):
+        return {b"dm": Dir(lambda: _files(_dm(device)))}
+    backing = getattr(device, "backing", "")
+    if device.dev[0] == LOOP_MAJOR and backing:
+        values = {"backing_file": backing, "partscan": 0, "autoclear": 0, "offset": 0, "sizelimit": 0, "dio": 0}
+        return {b"loop": Dir(lambda: _files(values))}
+    return {}
+
+
+def _dm(device: DmDev) -> dict[str, object]:
+    return {
+        "name": device.name,
+        "uuid": device.uuid,
+        "suspended": int(device.suspended),
+        "use_blk_mq": 1,
+        "rq_based_seq_io_merge_deadline": 0,
+    }
+
+
+def _queue(device: BlockDevice) -> dict[str, object]:
+    limits = device.limits
+    discard = UNLIMITED if limits.discard else 0
+    return {
+        "logical_block_size": limits.logical_block_size,
+        "hw_sector_size": limits.logical_block_size,
+        "physical_block_size": limits.physical_block_size,
+        "minimum_io_size": limits.io_min,
+        "optimal_io_size": limits.io_opt,
+        "discard_granularity": limits.discard_granularity,
+        "discard_max_bytes": discard,
+        "discard_max_hw_bytes": discard,
+        "discard_zeroes_data": 0,
+        "write_zeroes_max_bytes": UNLIMITED if limits.write_zeroes else 0,
+        "write_same_max_bytes": 0,
+        "rotational": int(limits.rotational),
+        "read_ahead_kb": read_ahead_sectors(device) // 2,
+        "write_cache": "write back" if limits.discard else "write through",
+        "scheduler": "none",
+        "nr_requests": 128,
+        "add_random": 0,
+        "dax": 0,
+        "dma_alignment": 511,
+        "zoned": "none",
+        "nr_zones": 0,
+        "chunk_sectors": 0,
+    }
