@@ -268,9 +268,12 @@ def _recorded(step: dict[str, Any], where: str) -> Iterator[Capture]:
         text = step.get(key, step.get(f"{key}_hex"))
         if not isinstance(text, str) or not text:
             continue
+        form: Form
         if key in step and command is None:  # NetBSD's text
             data = text.encode("utf-8", "surrogateescape")
-            form = Form.PLIST if (found := detect(data)) is Form.BINARY else found
+            form = detect(data)
+            if form is Form.BINARY:
+                form = Form.PLIST  # so broken that it does not look like one
         else:
             data = _unhex_field(text, f"{where}: {key}")
             form = Form.PLIST if command is None else Form.BINARY
