@@ -9,7 +9,7 @@ import ctypes
 import errno
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import cast
 
 from dmproto.records import SECTOR_SIZE, Dev
@@ -56,6 +56,7 @@ class Disk(BlockDevice):
         self.backing = backing
         self.read_only = read_only
         self._ram = -1
+        self._is_device = False
         self.fd = -1
         if backing.startswith("ram:"):
             size = parse_size(backing[4:])
@@ -75,6 +76,7 @@ class Disk(BlockDevice):
             return found.st_size // SECTOR_SIZE
         if not stat.S_ISBLK(found.st_mode):
             raise OSError(errno.ENOTBLK, "neither a file nor a block device", self.backing)
+        self._is_device = True
         fd = os.open(self.backing, os.O_RDONLY | os.O_CLOEXEC)
         try:
             return os.lseek(fd, 0, os.SEEK_END) // SECTOR_SIZE
@@ -146,6 +148,28 @@ class Disk(BlockDevice):
                 return errno.EIO
             data, offset = data[count:], offset + count
         return 0
+
+    def holds(self, sector: int, nr_sectors: int) -> bool:
+        """Whether the backing is long enough for these sectors right now; a file may have shrunk."""
+        return os.fstat(self.fd).st_size >= (sector + nr_sectors) * SECTOR_SIZE or self._is_device
+
+    def allocation(self, sector: int, nr_sectors: int) -> Iterator[tuple[int, bool]]:
+        """The sectors as runs of (bytes, whether it is a hole), as far as the backing can tell."""
+        at, end = sector * SECTOR_SIZE, (sector + nr_sectors) * SECTOR_SIZE
+        while at < end:
+            stop = end
+            hole = False
+            try:
+                data = os.lseek(self.fd, at, os.SEEK_DATA)
+                hole = data > at
+                stop = min(end, data if hole else os.lseek(self.fd, at, os.SEEK_HOLE))
+            except OSError as failure:
+                hole = failure.errno == errno.ENXIO  # no data from here on
+            stop -= stop % SECTOR_SIZE if stop < end else 0
+            if stop <= at:
+                stop, hole = min(end, at + SECTOR_SIZE), False
+            yield stop - at, hole
+            at = stop
 
     def _zero(self, offset: int, length: int) -> int:
         if not length or not _fallocate(self.fd, _PUNCH_HOLE_KEEP_SIZE, offset, length):

@@ -12,7 +12,8 @@ Rules:
 6. `block` is done when no part is under way; parts that a target holds count as under way.
 7. A target that raises fails that bio with EIO; the log tells.
 
-Reads and writes of what only remaps skip all of this by a `Route`.
+Reads and writes of what only remaps skip all of this by a `Route`. One that fails is done again the ordinary way, so
+that every target on it sees the error.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ class MappedIo:
             if route is not None:
                 pieces = route.pieces(bio.sector, bio.nr_sectors)
                 if pieces:
-                    _send(bio, pieces, route)
+                    self._send(bio, pieces, route)
                     return
                 route.leave()
         run_flat(self._arrive, bio)
@@ -131,6 +132,32 @@ class MappedIo:
         for route in tuple(self.routes):
             route.retire()
 
+    def _send(self, bio: Bio, pieces: list[Piece], route: Route) -> None:
+        """The parts of a bio straight to their disks."""
+        lock = threading.Lock()
+        left = len(pieces)
+        failed = False
+
+        def ended(part: Bio) -> None:
+            nonlocal left, failed
+            with lock:
+                failed = failed or part.error != 0
+                left -= 1
+                if left:
+                    return
+            if failed:
+                run_flat(self._arrive, bio)
+            else:
+                bio.endio()
+            route.leave()
+
+        start = 0
+        for disk, sector, length in pieces:
+            stop = start + length * SECTOR_SIZE
+            data = bio.data[start:stop] if bio.data is not None else None
+            disk.submit_bio(Bio(bio.op, sector, length, data, ended, fua=bio.fua, bdev=disk))
+            start = stop
+
     def _arrive(self, bio: Bio) -> None:
         with self._lock:
             if self.blocked:
@@ -171,30 +198,6 @@ class MappedIo:
             drained, self._drained = self._drained, []
         for call in drained:
             call()
-
-
-def _send(bio: Bio, pieces: list[Piece], route: Route) -> None:
-    """The parts of a bio straight to their disks."""
-    lock = threading.Lock()
-    left = len(pieces)
-    error = 0
-
-    def ended(part: Bio) -> None:
-        nonlocal left, error
-        with lock:
-            error = error or part.error
-            left -= 1
-            if left:
-                return
-        bio.endio(error)
-        route.leave()
-
-    start = 0
-    for disk, sector, length in pieces:
-        stop = start + length * SECTOR_SIZE
-        data = bio.data[start:stop] if bio.data is not None else None
-        disk.submit_bio(Bio(bio.op, sector, length, data, ended, fua=bio.fua, bdev=disk))
-        start = stop
 
 
 class _Split:

@@ -1,0 +1,525 @@
+"""NBD transmission: the requests of one connection, and its replies.
+
+All requests of one receive are answered by one send. Reads and writes that end at a disk are done at once, in the
+connection's thread; everything else is a bio, answered whenever that ends, by the connection's writer thread, so
+that a suspended device or a slow target keeps nothing else waiting. Rules:
+
+1. A route is entered for the requests at hand and left before anything is sent: a client that reads slowly must not
+   keep a device from being suspended.
+2. Replies go out whole, under `_sending`. A reply that has begun cannot turn into an error: if its data fail, the
+   connection ends.
+3. Requests that wait for bios own at most `MAX_WAITING` bytes of buffers; beyond that nothing more is read.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import queue
+import select
+import socket
+import struct
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from dmproto.records import SECTOR_SIZE
+
+from .bio import Bio, Op
+from .blockdev import BlockDevice
+from .disk import Disk
+from .extents import Piece, Route
+from .nbd_options import Garbage
+from .nbd_proto import (
+    ALLOCATION,
+    EXTENT,
+    MAX_BLOCK,
+    REQUEST,
+    REQUEST_MAGIC,
+    SIMPLE_REPLY,
+    SIMPLE_REPLY_MAGIC,
+    STRUCTURED_REPLY,
+    STRUCTURED_REPLY_MAGIC,
+    Allocation,
+    Chunk,
+    Command,
+    CommandFlag,
+    wire_error,
+)
+from .zeroout import issue_zeroout
+
+__all__ = ["Transmission"]
+
+#: Reads up to here are copied next to their header, larger ones go from file to socket.
+SMALL = 64 << 10
+RECEIVE_BUFFER = 256 << 10
+REPLY_BUFFER = 512 << 10
+MAX_WAITING = 64 << 20
+MAX_EXTENTS = 1024
+#: Seconds after which a send to a client that does not read is interrupted, to leave the route.
+SEND_TURN = 0.05
+
+_DATA_HEADER = struct.Struct(">IHHQIQ")  # a structured reply's header and the offset of its data
+_HEADER_SIZE = REQUEST.size
+
+
+@dataclass(slots=True)
+class _Request:
+    """A request that a bio does. `size`: bytes of buffer that it owns."""
+
+    kind: int
+    cookie: int
+    offset: int
+    size: int
+    data: memoryview | None = None
+    error: int = 0
+
+
+class Transmission:
+    """One connection past its negotiation. `run` serves until the client leaves."""
+
+    def __init__(self, sock: socket.socket, bdev: BlockDevice, *, structured: bool, allocation: bool) -> None:
+        self.sock = sock
+        self.bdev = bdev
+        self.structured = structured
+        self.allocation = allocation
+        self._fd = sock.fileno()
+        self._replies = memoryview(mmap.mmap(-1, REPLY_BUFFER))
+        self._filled = 0
+        self._route: Route | None = None
+        self._sending = threading.Lock()
+        self._thread = 0
+        self._answered: list[_Request] = []
+        self._gone: Callable[[], None] | None = None
+        self._waiting = 0
+        self._interrupted = False
+        self._room = threading.Condition()
+        self._ended: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
+        self._writer: threading.Thread | None = None
+
+    # -- requests ---------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Serve. OSError, EOFError or Garbage when the client goes or breaks the protocol."""
+        self._thread = threading.get_ident()
+        seconds, fraction = divmod(SEND_TURN, 1)
+        turn = struct.pack("ll", int(seconds), int(fraction * 1e6))
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, turn)
+        self._serve()
+
+    def interrupt(self) -> None:
+        """Let `run` end soon. From any thread."""
+        self._interrupted = True
+        try:
+            self.sock.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass
+        with self._room:
+            self._room.notify_all()
+
+    def close(self, idle: Callable[[], None]) -> None:
+        """The client is gone. `idle` is called once no bio of this connection is under way, in any thread."""
+        self._leave()
+        with self._room:
+            self._thread = 0
+            self._gone = idle
+            waiting = self._waiting
+            if self._writer is not None:
+                self._ended.put(None)
+        if not waiting:
+            idle()
+
+    def _serve(self) -> None:
+        buffer = memoryview(mmap.mmap(-1, RECEIVE_BUFFER))
+        start = end = 0
+        while True:
+            count = self.sock.recv_into(buffer[end:])
+            if not count:
+                raise EOFError
+            end += count
+            while end - start >= _HEADER_SIZE:
+                magic, flags, kind, cookie, offset, length = REQUEST.unpack_from(buffer, start)
+                if magic != REQUEST_MAGIC:
+                    raise Garbage(f"request magic {magic:#x}: expected {REQUEST_MAGIC:#x}")
+                if kind == Command.READ:
+                    start += _HEADER_SIZE
+                    self._read(cookie, offset, length, flags)
+                elif kind == Command.WRITE:
+                    stop = start + _HEADER_SIZE + length
+                    if stop <= end:
+                        self._write(cookie, offset, buffer[start + _HEADER_SIZE : stop], flags)
+                        start = stop
+                    elif _HEADER_SIZE + length <= RECEIVE_BUFFER // 2:
+                        break
+                    else:
+                        self._write(cookie, offset, self._rest(buffer[start + _HEADER_SIZE : end], length), flags)
+                        start = end = 0
+                elif kind == Command.DISC:
+                    self._flush_replies()
+                    return
+                else:
+                    start += _HEADER_SIZE
+                    self._other(kind, cookie, offset, length, flags)
+            self._leave()
+            self._collect()
+            self._flush_replies()
+            if start:
+                buffer[: end - start] = bytes(buffer[start:end])
+                start, end = 0, end - start
+
+    def _rest(self, begun: memoryview, length: int) -> memoryview:
+        """The whole payload of a large write of which `begun` is here already."""
+        if length > MAX_BLOCK:
+            raise Garbage(f"a write of {length} bytes: expected at most {MAX_BLOCK}")
+        self._leave()
+        self._flush_replies()
+        data = memoryview(bytearray(length))
+        have = len(begun)
+        data[:have] = begun
+        while have < length:
+            count = self.sock.recv_into(data[have:])
+            if not count:
+                raise EOFError
+            have += count
+        return data
+
+    def _refusal(self, offset: int, length: int, most: int = 0xFFFFFFFF) -> int:
+        """What is wrong with the range of a request."""
+        mask = self.bdev.limits.logical_block_size - 1
+        if not length or (offset | length) & mask or length > most or offset + length > self.bdev.bytes:
+            return errno.EINVAL
+        return 0
+
+    def _pieces(self, offset: int, length: int) -> list[Piece] | None:
+        """The disks' part of a request, with the route entered; None: a bio has to do it."""
+        if self._route is None:
+            io = self.bdev.mapped_io
+            self._route = io.enter() if io is not None else None
+            if self._route is None:
+                return None
+        pieces = self._route.pieces(offset // SECTOR_SIZE, length // SECTOR_SIZE)
+        if pieces is None or any(type(piece.disk) is not Disk for piece in pieces):
+            self._leave()
+            return None
+        return pieces
+
+    def _leave(self) -> None:
+        if self._route is not None:
+            self._route.leave()
+            self._route = None
+
+    def _read(self, cookie: int, offset: int, length: int, flags: int) -> None:
+        if error := self._refusal(offset, length, MAX_BLOCK):
+            self._answer(Command.READ, cookie, error)
+            return
+        pieces = self._pieces(offset, length)
+        if pieces is not None:
+            if length <= SMALL:
+                if self._read_small(cookie, offset, length, pieces):
+                    return
+            elif length // len(pieces) >= SMALL and self._read_large(cookie, offset, length, pieces):
+                return
+            self._leave()
+        self._bio(Op.READ, _Request(Command.READ, cookie, offset, length, memoryview(bytearray(length))))
+
+    def _read_small(self, cookie: int, offset: int, length: int, pieces: list[Piece]) -> bool:
+        if self._filled + _DATA_HEADER.size + length > REPLY_BUFFER:
+            self._flush_replies()
+            refreshed = self._pieces(offset, length)
+            if refreshed is None:
+                return False
+            pieces = refreshed
+        data = self._filled + self._put_data_header(cookie, offset, length)
+        stop = data
+        try:
+            for disk, sector, count in pieces:
+                start, stop = stop, stop + count * SECTOR_SIZE
+                if os.preadv(disk.fd, [self._replies[start:stop]], sector * SECTOR_SIZE) != stop - start:
+                    return False
+        except OSError:
+            return False
+        self._filled = stop
+        return True
+
+    def _put_data_header(self, cookie: int, offset: int, length: int) -> int:
+        """Write the header of a reply that carries data; its size."""
+        if self.structured:
+            _DATA_HEADER.pack_into(
+                self._replies, self._filled, STRUCTURED_REPLY_MAGIC, 1, Chunk.OFFSET_DATA, cookie, 8 + length, offset
+            )
+            return _DATA_HEADER.size
+        SIMPLE_REPLY.pack_into(self._replies, self._filled, SIMPLE_REPLY_MAGIC, 0, cookie)
+        return SIMPLE_REPLY.size
+
+    def _read_large(self, cookie: int, offset: int, length: int, pieces: list[Piece]) -> bool:
+        """Straight from the files to the socket. False, and nothing sent, when a file is too short."""
+        for disk, sector, count in pieces:
+            try:
+                if not disk.holds(sector, count):
+                    return False
+            except OSError:
+                return False
+        self._leave()
+        self._flush_replies()
+        self._filled = self._put_data_header(cookie, offset, length)
+        with self._sending:
+            self._send(self._replies[: self._filled])
+            self._filled = 0
+            while length:
+                sent = self._send_some(offset, length)
+                offset, length = offset + sent, length - sent
+        return True
+
+    def _send_some(self, offset: int, length: int) -> int:
+        """Send data of a reply that has begun; how many bytes went out, perhaps 0. `_sending` is held."""
+        begin = offset - offset % SECTOR_SIZE
+        pieces = self._pieces(begin, -(-(offset + length) // SECTOR_SIZE) * SECTOR_SIZE - begin)
+        if pieces is None:
+            self._send(self._read_now(begin, length + offset - begin)[offset - begin :])
+            return length
+        disk, sector, count = pieces[0]
+        skip = offset - begin
+        try:
+            sent = os.sendfile(self._fd, disk.fd, sector * SECTOR_SIZE + skip, min(count * SECTOR_SIZE - skip, length))
+        except BlockingIOError:
+            self._leave()
+            self._wait_writable()
+            return 0
+        finally:
+            self._leave()
+        if not sent:
+            raise Garbage(f"{disk.backing} ended in the middle of a reply")
+        return sent
+
+    def _read_now(self, offset: int, length: int) -> memoryview:
+        """Read by a bio and wait for it."""
+        data = memoryview(bytearray(length))
+        errors: list[int] = []
+
+        def done(bio: Bio) -> None:
+            with self._room:
+                errors.append(bio.error)
+                self._room.notify_all()
+
+        sector, count = offset // SECTOR_SIZE, length // SECTOR_SIZE
+        self.bdev.submit_bio(Bio(Op.READ, sector, count, data, done, bdev=self.bdev))
+        self._wait_until(lambda: bool(errors))
+        if errors[0]:
+            raise Garbage(f"the data of a reply that has begun cannot be read: {os.strerror(errors[0])}")
+        return data
+
+    def _write(self, cookie: int, offset: int, data: memoryview, flags: int) -> None:
+        length = len(data)
+        if self.bdev.read_only:
+            self._answer(Command.WRITE, cookie, errno.EPERM)
+            return
+        if error := self._refusal(offset, length, MAX_BLOCK):
+            past = offset + length > self.bdev.bytes
+            self._answer(Command.WRITE, cookie, errno.ENOSPC if past else error)
+            return
+        fua = bool(flags & CommandFlag.FUA)
+        pieces = self._pieces(offset, length)
+        if pieces is not None and self._write_pieces(pieces, data, fua):
+            self._answer(Command.WRITE, cookie, 0)
+            return
+        self._leave()
+        copy = memoryview(bytearray(data))
+        self._bio(Op.WRITE, _Request(Command.WRITE, cookie, offset, length, copy), fua=fua)
+
+    def _write_pieces(self, pieces: list[Piece], data: memoryview, fua: bool) -> bool:
+        start = 0
+        try:
+            for disk, sector, count in pieces:
+                if disk.read_only:
+                    return False
+                stop = start + count * SECTOR_SIZE
+                if disk.write_from(data[start:stop], sector * SECTOR_SIZE):
+                    return False
+                start = stop
+            if fua:
+                for disk in {piece.disk for piece in pieces}:
+                    os.fdatasync(disk.fd)
+        except OSError:
+            return False
+        return True
+
+    def _other(self, kind: int, cookie: int, offset: int, length: int, flags: int) -> None:
+        self._leave()
+        fua = bool(flags & CommandFlag.FUA)
+        if kind == Command.FLUSH:
+            self._bio(Op.FLUSH, _Request(kind, cookie, 0, 0))
+        elif kind == Command.BLOCK_STATUS:
+            self._block_status(cookie, offset, length, flags)
+        elif kind not in (Command.TRIM, Command.WRITE_ZEROES):
+            self._answer(kind, cookie, errno.EINVAL)
+        elif self.bdev.read_only:
+            self._answer(kind, cookie, errno.EPERM)
+        elif error := self._refusal(offset, length):
+            self._answer(kind, cookie, error)
+        elif kind == Command.TRIM:
+            self._bio(Op.DISCARD, _Request(kind, cookie, offset, 0), length, fua=fua)
+        elif flags & CommandFlag.FAST_ZERO and (flags & CommandFlag.NO_HOLE or not self.bdev.limits.write_zeroes):
+            self._answer(kind, cookie, errno.EOPNOTSUPP)
+        else:
+            request = _Request(kind, cookie, offset, 0)
+            self._begin(request)
+            issue_zeroout(
+                self.bdev,
+                offset // SECTOR_SIZE,
+                length // SECTOR_SIZE,
+                lambda error: self._done(request, error),
+                fua=fua,
+                unmap=not flags & CommandFlag.NO_HOLE,
+            )
+            self._collect()
+
+    def _block_status(self, cookie: int, offset: int, length: int, flags: int) -> None:
+        error = self._refusal(offset, length)
+        if error or not self.allocation:
+            self._answer(Command.BLOCK_STATUS, cookie, error or errno.EINVAL)
+            return
+        most = 1 if flags & CommandFlag.REQ_ONE else MAX_EXTENTS
+        pieces = self._pieces(offset, length)
+        extents: list[tuple[int, int]] = []
+        for disk, sector, count in pieces or ():
+            for size, state in disk.allocation(sector, count):
+                if extents and extents[-1][1] == state:
+                    extents[-1] = extents[-1][0] + size, state
+                elif len(extents) == most:
+                    break
+                else:
+                    extents.append((size, state))
+        self._leave()
+        if pieces is None:
+            extents = [(length, 0)]
+        payload = struct.pack(">I", ALLOCATION[1])
+        for size, hole in extents:
+            payload += EXTENT.pack(size, Allocation.HOLE | Allocation.ZERO if hole else 0)
+        header = STRUCTURED_REPLY.pack(STRUCTURED_REPLY_MAGIC, 1, Chunk.BLOCK_STATUS, cookie, len(payload))
+        self._put(header + payload)
+
+    # -- bios -------------------------------------------------------------------------------------------
+
+    def _bio(self, op: Op, request: _Request, length: int | None = None, *, fua: bool = False) -> None:
+        count = (request.size if length is None else length) // SECTOR_SIZE
+        self._begin(request)
+        done = lambda bio: self._done(request, bio.error)  # noqa: E731
+        bio = Bio(op, request.offset // SECTOR_SIZE, count, request.data, done, fua=fua, bdev=self.bdev)
+        self.bdev.submit_bio(bio)
+        self._collect()
+
+    def _begin(self, request: _Request) -> None:
+        if self._waiting and self._waiting + request.size > MAX_WAITING:
+            self._flush_replies()
+            self._wait_until(lambda: not self._waiting or self._waiting + request.size <= MAX_WAITING)
+        with self._room:
+            self._waiting += request.size + 1
+
+    def _wait_until(self, condition: Callable[[], bool]) -> None:
+        with self._room:
+            self._room.wait_for(lambda: condition() or self._interrupted)
+        if self._interrupted:
+            raise EOFError
+
+    def _done(self, request: _Request, error: int) -> None:
+        """A bio ended, in any thread; what ends in the connection's own is answered with the rest of the batch."""
+        request.error = error
+        if threading.get_ident() == self._thread:
+            self._answered.append(request)
+            return
+        with self._room:
+            if self._gone is None:
+                if self._writer is None:
+                    self._writer = threading.Thread(target=self._write_replies, name="nbd-writer", daemon=True)
+                    self._writer.start()
+                self._ended.put(request)
+                return
+        self._finish(request)
+
+    def _collect(self) -> None:
+        """Answer what ended in this thread."""
+        while self._answered:
+            request = self._answered.pop(0)
+            self._put(self._encode(request))
+            if request.kind == Command.READ and not request.error and request.data is not None:
+                self._put(request.data)
+            self._finish(request)
+
+    def _finish(self, request: _Request) -> None:
+        with self._room:
+            self._waiting -= request.size + 1
+            self._room.notify_all()
+            idle = None if self._waiting else self._gone
+        if idle is not None:
+            idle()
+
+    def _write_replies(self) -> None:
+        gone = False
+        while (request := self._ended.get()) is not None:
+            try:
+                if not gone:
+                    with self._sending:
+                        self._send(self._encode(request))
+                        if request.kind == Command.READ and not request.error and request.data is not None:
+                            self._send(request.data)
+            except OSError:
+                gone = True  # the client left; its thread sees that, too
+            self._finish(request)
+
+    # -- replies ----------------------------------------------------------------------------------------
+
+    def _encode(self, request: _Request) -> bytes:
+        """The reply of a request without the data."""
+        kind, cookie, error = request.kind, request.cookie, wire_error(request.error)
+        if self.structured and kind in (Command.READ, Command.BLOCK_STATUS):
+            if not error:
+                size = 8 + request.size
+                return _DATA_HEADER.pack(STRUCTURED_REPLY_MAGIC, 1, Chunk.OFFSET_DATA, cookie, size, request.offset)
+            text = os.strerror(error).encode()
+            payload = struct.pack(">IH", error, len(text)) + text
+            return STRUCTURED_REPLY.pack(STRUCTURED_REPLY_MAGIC, 1, Chunk.ERROR, cookie, len(payload)) + payload
+        return SIMPLE_REPLY.pack(SIMPLE_REPLY_MAGIC, error, cookie)
+
+    def _answer(self, kind: int, cookie: int, error: int) -> None:
+        """A reply without data."""
+        if error or (self.structured and kind == Command.BLOCK_STATUS):
+            self._put(self._encode(_Request(kind, cookie, 0, 0, None, error)))
+            return
+        if self._filled + SIMPLE_REPLY.size > REPLY_BUFFER:
+            self._flush_replies()
+        SIMPLE_REPLY.pack_into(self._replies, self._filled, SIMPLE_REPLY_MAGIC, 0, cookie)
+        self._filled += SIMPLE_REPLY.size
+
+    def _put(self, data: bytes | memoryview) -> None:
+        """Add to the replies of this batch."""
+        size = len(data)
+        if size > REPLY_BUFFER - self._filled:
+            self._flush_replies()
+        if size > REPLY_BUFFER:
+            with self._sending:
+                self._send(data)
+            return
+        self._replies[self._filled : self._filled + size] = data
+        self._filled += size
+
+    def _flush_replies(self) -> None:
+        if self._filled:
+            self._leave()
+            filled, self._filled = self._filled, 0
+            with self._sending:
+                self._send(self._replies[:filled])
+
+    def _send(self, data: bytes | memoryview) -> None:
+        """All of it, however long the client takes. `_sending` is held."""
+        left = memoryview(data)
+        while left:
+            try:
+                left = left[self.sock.send(left) :]
+            except BlockingIOError:
+                self._wait_writable()
+
+    def _wait_writable(self) -> None:
+        poll = select.poll()
+        poll.register(self._fd, select.POLLOUT)
+        poll.poll()
