@@ -1,4 +1,4 @@
-"""The bridge put together: which system calls are answered, by whom, and what they share."""
+"""The bridge put together: the rooms that answer system calls, and what they share."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
 from struct import unpack_from
 
 from dmproto.records import huge_decode
@@ -23,65 +21,16 @@ from .files import Files
 from .namespace import Namespace
 from .nodes import ABSENT, Dir, File, Node, Special, attributes
 from .paths import Paths, Place
-from .seccomp import Listener, build_filter
+from .rules import DM_TYPE, SYSCALL_RULES, SyscallRule
+from .seccomp import Listener
 from .supervisor import CONTINUE, Call, Handler, Outcome, Supervisor
-from .syscalls import machine
+from .syscalls import AT_FDCWD, machine
 
-__all__ = ["IOCTL_TYPES", "SYSCALL_RULES", "Bridge", "SyscallRule"]
+__all__ = ["Bridge"]
 
 DEV_RENAME, DEV_SUSPEND = 5, 6
 #: libdevmapper's udev flags, the upper half of an event number (libdevmapper.h).
 DM_UDEV_DISABLE_LIBRARY_FALLBACK, DM_UDEV_PRIMARY_SOURCE_FLAG = 0x20, 0x40
-DM_TYPE = 0xFD
-
-
-@dataclass(frozen=True, slots=True)
-class SyscallRule:
-    """One row: which system calls, from which rung on, what is answered, and who answers."""
-
-    rung: int
-    calls: str
-    answer: str
-    handler: Callable[[Bridge, str], Handler]
-
-
-def _files(bridge: Bridge, name: str) -> Handler:
-    return getattr(bridge.files, name)  # type: ignore[no-any-return]
-
-
-def _changes(bridge: Bridge, name: str) -> Handler:
-    return getattr(bridge.changes, name)  # type: ignore[no-any-return]
-
-
-SYSCALL_RULES: tuple[SyscallRule, ...] = (
-    SyscallRule(1, "ioctl", "of the types below: see there", lambda b, n: b.ioctl),
-    SyscallRule(1, "open creat openat openat2", "a descriptor of what stands in the namespace", _files),
-    SyscallRule(1, "stat lstat fstat newfstatat statx", "the node's type, number, owner", _files),
-    SyscallRule(1, "access faccessat faccessat2", "what is there may be used", _files),
-    SyscallRule(1, "readlink readlinkat", "the link's target", _files),
-    SyscallRule(1, "getdents64", "the kernel's entries with ours among them", _files),
-    SyscallRule(1, "chdir fchdir getcwd", "a directory of the namespace can be where a process is", _files),
-    SyscallRule(1, "getxattr lgetxattr listxattr llistxattr", "EOPNOTSUPP", lambda b, n: b.files.xattr),
-    SyscallRule(1, "mknod mknodat", "device nodes of dm and of disks are kept by the bridge", _changes),
-    SyscallRule(1, "mkdir mkdirat rmdir", "directories under /dev are kept by the bridge", _changes),
-    SyscallRule(1, "symlink symlinkat", "links under /dev are kept by the bridge", _changes),
-    SyscallRule(1, "unlink unlinkat", "nodes are forgotten or hidden", _changes),
-    SyscallRule(1, "rename renameat renameat2", "nodes are renamed; EXDEV to and from elsewhere", _changes),
-    SyscallRule(1, "chown lchown fchownat", "the node's owner", _changes),
-    SyscallRule(1, "chmod fchmodat", "the node's mode", _changes),
-    SyscallRule(1, "utimensat", "0", _changes),
-    SyscallRule(1, "execve execveat", "carried out; the caller's memory is another one", lambda b, n: b.forget),
-    SyscallRule(1, "chroot", "carried out; the caller's root is another one", lambda b, n: b.forget),
-    SyscallRule(6, "setpriority", "0, whether it may or not", lambda b, n: _done),
-    SyscallRule(6, "mlock", "0: nothing is locked", lambda b, n: _done),
-)
-
-#: Types of ioctls that are looked at: device-mapper, block devices, and what is asked of disks in general.
-IOCTL_TYPES = {DM_TYPE: 1, 0x12: 2, 0x03: 2, 0x4C: 2, 0x02: 3, 0x53: 3}
-
-
-def _done(call: Call) -> int:
-    return 0
 
 
 class Bridge:
@@ -96,31 +45,32 @@ class Bridge:
         self.paths = Paths(self.space, os.fsencode(self._root) + b"/shadow")
         self.files: Files = Files(self)
         self.changes: Changes = Changes(self)
-        self.control = ControlNodes(loop, host, host.mapper.events, self._observe)
-        self.supervisor: Supervisor | None = None
+        self.control = ControlNodes(loop, host, host.mapper.events, self._observe, self._locate)
+        self._supervisors: list[Supervisor] = []
+        self._handlers: dict[int, tuple[str, Handler]] = {
+            number: (name, self._handler(rule, name))
+            for rule in SYSCALL_RULES
+            for name in rule.names
+            if (number := machine().number(name)) is not None
+        }
         host.mapper.on_remove.append(lambda device: self._renamed(device.minor, device.name, library=False))
 
     def close(self) -> None:
-        if self.supervisor:
-            self.supervisor.close()
+        for supervisor in self._supervisors:
+            supervisor.close()
         self.control.close()
         shutil.rmtree(self._root, ignore_errors=True)
 
-    @staticmethod
-    def filter() -> bytes:
-        """The program that selects the system calls of the rules."""
-        return build_filter((name for rule in SYSCALL_RULES for name in rule.calls.split()), IOCTL_TYPES, machine())
+    def supervise(self, listener: int) -> Supervisor:
+        """Answer what comes from a filter's listener, until it is closed."""
+        supervisor = Supervisor(self.loop, self._handlers, Listener(listener))
+        self._supervisors.append(supervisor)
+        return supervisor
 
-    def supervise(self, listener: int) -> None:
-        """Answer what comes from the filter's listener."""
-        cpu = machine()
-        handlers = {
-            number: (name, rule.handler(self, name))
-            for rule in SYSCALL_RULES
-            for name in rule.calls.split()
-            if (number := cpu.number(name)) is not None
-        }
-        self.supervisor = Supervisor(self.loop, handlers, Listener(listener))
+    def _handler(self, rule: SyscallRule, name: str) -> Handler:
+        room = self if rule.room == "bridge" else getattr(self, rule.room)
+        handler: Handler = getattr(room, rule.method or name)
+        return handler
 
     # -- handlers that belong to no room ----------------------------------------------------------------
 
@@ -130,9 +80,11 @@ class Bridge:
         return CONTINUE
 
     def forget(self, call: Call) -> Outcome:
-        assert self.supervisor
-        self.supervisor.forget(call.caller.tid)
+        call.supervisor.forget(call.caller.tid)
         return CONTINUE
+
+    def nothing(self, call: Call) -> int:
+        return 0
 
     # -- what the handlers share ------------------------------------------------------------------------
 
@@ -165,6 +117,19 @@ class Bridge:
         else:
             os.makedirs(real, exist_ok=True)
         return real
+
+    def _locate(self, caller: Caller, name: str) -> str:
+        """What a path in a table means to the caller: a block device of the namespace, or a file of the kernel's."""
+        try:
+            place = self.paths.lookup(caller, AT_FDCWD, os.fsencode(name), follow=True)
+        except OSError:
+            return name
+        if place is None:
+            return name
+        if isinstance(place.node, Special) and place.node.kind == stat.S_IFBLK:
+            major, minor = place.node.dev
+            return f"{major}:{minor}"
+        return os.fsdecode(place.real)
 
     def _private(self, name: bytes) -> bytes:
         real = os.path.join(os.fsencode(self._root), b"private", name)

@@ -49,13 +49,22 @@ class _Node:
 
 
 class ControlNodes:
-    """All open control nodes. `observe(number, request, reply)` sees each command that succeeded."""
+    """All open control nodes. `observe(number, request, reply)` sees each command that succeeded;
+    `locate(caller, path)` finds what a table names."""
 
-    def __init__(self, loop: Loop, door: Door, events: Events, observe: Callable[[int, bytes, bytes], None]) -> None:
+    def __init__(
+        self,
+        loop: Loop,
+        door: Door,
+        events: Events,
+        observe: Callable[[int, bytes, bytes], None],
+        locate: Callable[[Caller, str], str],
+    ) -> None:
         self.loop = loop
         self.door = door
         self.events = events
         self.observe = observe
+        self.locate = locate
         self._nodes: dict[bytes, _Node] = {}
         self._unsubscribe = events.on_bump(lambda: loop.call_soon_threadsafe(self._refresh))
 
@@ -113,6 +122,7 @@ class ControlNodes:
                     self._refresh()
             call.finish(result)
 
+        session.locate = lambda path: self.locate(caller, path)
         cancel = self.door.ioctl(session, number & 0xFFFFFFFF, request, done)
         if cancel is not None and not answered:
             call.park(cancel)

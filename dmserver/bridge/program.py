@@ -9,12 +9,12 @@ import shutil
 import signal
 import socket
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from struct import unpack_from
 
 from dmserver.loop import Loop
 
-from .seccomp import install_filter
+from .launch import enter, receive_listener
 
 __all__ = ["Program"]
 
@@ -37,9 +37,9 @@ FORWARDED = (
 class Program:
     """A child under the filter. `listener` is the supervisor's end of it; `status` a wait status once it ended."""
 
-    def __init__(self, argv: Sequence[str], program: bytes, env: Mapping[str, str] | None = None) -> None:
+    def __init__(self, argv: Sequence[str]) -> None:
         """Start `argv`. OSError when it is not found, or when the kernel refuses the filter."""
-        path = shutil.which(argv[0], path=(env or os.environ).get("PATH"))
+        path = shutil.which(argv[0])
         if path is None:
             raise FileNotFoundError(2, f"{argv[0]}: command not found")
         self.status: int | None = None
@@ -49,16 +49,15 @@ class Program:
         ours, theirs = socket.socketpair()
         self.pid = os.fork()
         if not self.pid:
-            self._child(path, argv, program, env, theirs)
+            enter(theirs, path, argv, os.environ, lambda: signal.pthread_sigmask(signal.SIG_SETMASK, self._mask))
         theirs.close()
         with ours:
-            message, fds, _, _ = socket.recv_fds(ours, 4096, 1, socket.MSG_CMSG_CLOEXEC)
-        if not fds:
-            os.waitpid(self.pid, 0)
-            signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
-            number, _, reason = message.decode().partition(" ")
-            raise OSError(int(number or 0), reason or "the program could not be started")
-        self.listener = fds[0]
+            try:
+                self.listener = receive_listener(ours)
+            except OSError:
+                os.waitpid(self.pid, 0)
+                signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
+                raise
         self._signalfd = _signalfd(libc, {*FORWARDED, signal.SIGCHLD})
 
     def watch(self, loop: Loop) -> None:
@@ -102,27 +101,6 @@ class Program:
                 return
             if pid == self.pid:
                 self.status = status
-
-    def _child(
-        self, path: str, argv: Sequence[str], program: bytes, env: Mapping[str, str] | None, link: socket.socket
-    ) -> None:
-        try:
-            try:
-                listener = install_filter(program)
-            except OSError as error:
-                link.sendall(f"{error.errno} {error.strerror}".encode())
-                os._exit(127)
-            socket.send_fds(link, [b"listener"], [listener])
-            os.close(listener)
-            link.close()
-            signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
-            try:
-                os.execve(path, list(argv), env if env is not None else os.environ)
-            except OSError as error:
-                os.write(2, f"dmserver run: {path}: {error.strerror}\n".encode())
-                os._exit(126)
-        finally:
-            os._exit(127)
 
 
 def _signalfd(libc: ctypes.CDLL, signals: set[signal.Signals]) -> int:

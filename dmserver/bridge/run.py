@@ -32,7 +32,7 @@ def main(args: argparse.Namespace) -> int:
         print("dmserver run: no program given", file=sys.stderr)
         return 125
     try:
-        program = Program(argv, Bridge.filter())
+        program = Program(argv)
     except OSError as error:
         print(f"dmserver run: {error.strerror or error}", file=sys.stderr)
         return 127 if isinstance(error, FileNotFoundError) else 125

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import re
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 
 from dmproto.records import Dev, huge_decode
 
@@ -22,12 +22,16 @@ class LinuxResolver:
     """Devices by `MAJ:MIN`, by path, or by the hexadecimal number of early boot ("100" is 1:0). The key is the device
     number, so that one device has one reference however it is called."""
 
-    def __init__(self, mapper: Mapper) -> None:
+    def __init__(self, mapper: Mapper, locate: Callable[[str], str] | None = None) -> None:
         self.mapper = mapper
+        self.locate = locate
 
     def __call__(self, name: str) -> tuple[Hashable, str, BlockDevice]:
         """OSError: ENODEV no such path, ENXIO no device of this number, EOVERFLOW a number too large."""
-        bdev = self._find(name)
+        if self.locate is not None and not _MAJOR_MINOR.match(name):
+            bdev = self._find(self.locate(name))
+        else:
+            bdev = self._find(name)
         return bdev.dev, bdev.path, bdev
 
     def _find(self, name: str) -> BlockDevice:

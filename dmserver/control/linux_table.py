@@ -31,7 +31,8 @@ def table_load(call: Call) -> None:
     device = call.find_device()
     if call.target_count > MAX_TARGETS:
         raise Refusal(errno.EOVERFLOW)
-    table = DmTable(device, LinuxResolver(device.mapper), read_only=bool(call.flags & DmFlag.READONLY))
+    resolver = LinuxResolver(device.mapper, call.session.locate)
+    table = DmTable(device, resolver, read_only=call.has(DmFlag.READONLY))
     try:
         _populate(call, table)
         if not device.has_disk:
@@ -40,7 +41,7 @@ def table_load(call: Call) -> None:
         table.destroy()
         raise
     old, device.inactive = device.inactive, table
-    call.flags |= DmFlag.INACTIVE_PRESENT
+    call.set(DmFlag.INACTIVE_PRESENT)
     call.status(device)
     if old is not None:
         old.destroy()
@@ -115,7 +116,7 @@ def table_clear(call: Call) -> None:
     """table_clear(): empty the inactive slot."""
     device = call.find_device()
     table, device.inactive = device.inactive, None
-    call.flags &= ~DmFlag.INACTIVE_PRESENT
+    call.clear(DmFlag.INACTIVE_PRESENT)
     call.status(device)
     if table is not None:
         table.destroy()

@@ -14,7 +14,9 @@ Cancel = Callable[[], None]
 @dataclass(slots=True)
 class Session:
     """`privileged`: CAP_SYS_ADMIN, or NetBSD's superuser. `event_nr`: the global event number at open or at the last
-    DEV_ARM_POLL; the node is readable when it differs from the mapper's (`dm_poll`)."""
+    DEV_ARM_POLL; the node is readable when it differs from the mapper's (`dm_poll`). `locate` turns a path of a table
+    into what it means to the client: an absolute path here, or `MAJ:MIN`; None: paths are ours."""
 
     privileged: bool = True
     event_nr: int = 0
+    locate: Callable[[str], str] | None = None

@@ -1,0 +1,63 @@
+"""The table of system calls that the bridge answers; specs/bridge.md shows it.
+
+`handler` names the one who answers: a method of the bridge's `files` or `changes` (None: the method has the call's own
+name), or of the bridge itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from .seccomp import build_filter
+from .syscalls import machine
+
+__all__ = ["DM_TYPE", "IOCTL_TYPES", "SYSCALL_RULES", "SyscallRule", "filter_program"]
+
+DM_TYPE = 0xFD
+
+#: Types of ioctls that are looked at, with their rung: device-mapper, block devices, disks, loop, floppy, CD-ROM.
+IOCTL_TYPES = {DM_TYPE: 1, 0x12: 2, 0x03: 2, 0x4C: 2, 0x02: 3, 0x53: 3}
+
+
+@dataclass(frozen=True, slots=True)
+class SyscallRule:
+    """One row: from which rung on, which system calls, what is answered, and who answers."""
+
+    rung: int
+    calls: str
+    answer: str
+    room: str
+    method: str | None = None
+
+    @property
+    def names(self) -> Iterator[str]:
+        yield from self.calls.split()
+
+
+SYSCALL_RULES: tuple[SyscallRule, ...] = (
+    SyscallRule(1, "ioctl", "what the tables below say, by type and number", "bridge"),
+    SyscallRule(1, "open creat openat openat2", "a descriptor of what stands in the namespace", "files"),
+    SyscallRule(1, "stat lstat fstat newfstatat statx", "the node's type, number, owner", "files"),
+    SyscallRule(1, "access faccessat faccessat2", "what is there may be used", "files"),
+    SyscallRule(1, "readlink readlinkat", "the link's target", "files"),
+    SyscallRule(1, "getdents64", "the kernel's entries with ours among them", "files"),
+    SyscallRule(1, "chdir fchdir getcwd", "a directory of the namespace can be where a process is", "files"),
+    SyscallRule(1, "getxattr lgetxattr listxattr llistxattr", "EOPNOTSUPP: there are none", "files", "xattr"),
+    SyscallRule(1, "mknod mknodat", "device nodes of dm and of disks are kept by the bridge", "changes"),
+    SyscallRule(1, "mkdir mkdirat rmdir", "directories under /dev are kept by the bridge", "changes"),
+    SyscallRule(1, "symlink symlinkat", "links under /dev are kept by the bridge", "changes"),
+    SyscallRule(1, "unlink unlinkat", "nodes are forgotten, or hidden where a rule has one", "changes"),
+    SyscallRule(1, "rename renameat renameat2", "nodes are renamed; EXDEV to and from elsewhere", "changes"),
+    SyscallRule(1, "chown lchown fchownat", "the node's owner", "changes"),
+    SyscallRule(1, "chmod fchmodat", "the node's mode", "changes"),
+    SyscallRule(1, "utimensat", "0: times of nodes stand still", "changes"),
+    SyscallRule(1, "execve execveat chroot", "carried out; what is known of the caller is void", "bridge", "forget"),
+    SyscallRule(6, "setpriority", "0, whether the caller may or not", "bridge", "nothing"),
+    SyscallRule(6, "mlock", "0: nothing is locked", "bridge", "nothing"),
+)
+
+
+def filter_program() -> bytes:
+    """The filter that selects just these system calls, for this machine."""
+    return build_filter((name for rule in SYSCALL_RULES for name in rule.names), IOCTL_TYPES, machine())
