@@ -34,7 +34,7 @@ Handler = Callable[[Call], Cancel | None]
 
 _VERSION = Struct("<3I")
 _SECURE = int(DmFlag.SECURE_DATA)
-_CLEARED = ~(DmFlag.BUFFER_FULL | DmFlag.UEVENT_GENERATED | DmFlag.SECURE_DATA | DmFlag.DATA_OUT)
+_CLEARED = ~int(DmFlag.BUFFER_FULL | DmFlag.UEVENT_GENERATED | DmFlag.SECURE_DATA | DmFlag.DATA_OUT)
 
 _HANDLERS: dict[str, Handler] = {
     "REMOVE_ALL": linux_dev.remove_all,

@@ -36,8 +36,7 @@ _UUID = _NAME + DM_NAME_LEN
 _READONLY, _SUSPEND = int(DmFlag.READONLY), int(DmFlag.SUSPEND)
 _ACTIVE, _INACTIVE = int(DmFlag.ACTIVE_PRESENT), int(DmFlag.INACTIVE_PRESENT)
 _DEFERRED, _QUERY_INACTIVE = int(DmFlag.DEFERRED_REMOVE), int(DmFlag.QUERY_INACTIVE)
-_STATE = ~(_SUSPEND | _READONLY | _ACTIVE | DmFlag.INTERNAL_SUSPEND)
-_BUFFER_FULL = int(DmFlag.BUFFER_FULL)
+_STATE = ~int(DmFlag.SUSPEND | DmFlag.READONLY | DmFlag.ACTIVE_PRESENT | DmFlag.INTERNAL_SUSPEND)
 
 
 class Refusal(Exception):
@@ -105,10 +104,18 @@ class Call:
         self.buffer[_UUID : _UUID + len(uuid) + 1] = uuid + b"\0"
 
     def _text(self, start: int, length: int) -> bytes:
-        buffer = self.buffer
-        if not buffer[start]:
-            return b""
-        return bytes(buffer[start : buffer.find(0, start, start + length)])
+        end = self.buffer.find(0, start, start + length)
+        return bytes(self.buffer[start : start + length if end < 0 else end])
+
+    def has(self, flag: DmFlag) -> bool:
+        return bool(self.flags & flag.value)
+
+    def set(self, flag: DmFlag) -> None:
+        self.flags |= flag.value
+
+    def clear(self, flag: DmFlag) -> None:
+        """Clear one flag; bits that nobody knows stay."""
+        self.flags &= ~flag.value
 
     def check_names(self, number: int, *, create: bool) -> None:
         """What validate_params() demands of name and uuid; their last bytes become NUL."""
@@ -177,9 +184,6 @@ class Call:
         """Point data_start at the reply's data; returns how many bytes there are for it."""
         self.data_start = min(HEADER_SIZE, self.size)
         return self.size - self.data_start
-
-    def buffer_full(self) -> None:
-        self.flags |= _BUFFER_FULL
 
     def text_from(self, start: int) -> bytes | None:
         """The NUL-terminated string at `start`; None when it does not end before data_size."""

@@ -48,7 +48,7 @@ def dev_create(call: Call) -> None:
     name, uuid = call.name, call.uuid
     _check_name(name)
     minor: int | None = None
-    if call.flags & DmFlag.PERSISTENT_DEV:
+    if call.has(DmFlag.PERSISTENT_DEV):
         minor = huge_decode(call.dev)[1]
         if minor >= MINORS or not mapper.minors.reserve(minor):
             raise Refusal(errno.ENXIO)
@@ -57,7 +57,7 @@ def dev_create(call: Call) -> None:
             mapper.minors.free(minor)
         raise Refusal(errno.EBUSY)
     device = mapper.create(to_text(name), to_text(uuid), minor)
-    call.flags &= ~DmFlag.INACTIVE_PRESENT
+    call.clear(DmFlag.INACTIVE_PRESENT)
     call.status(device)
 
 
@@ -65,14 +65,14 @@ def dev_remove(call: Call) -> None:
     """dev_remove(): an open device stays, marked for removal if the request says so."""
     device = call.find_device()
     if device.openers:
-        if not call.flags & DmFlag.DEFERRED_REMOVE:
+        if not call.has(DmFlag.DEFERRED_REMOVE):
             raise Refusal(errno.EBUSY)
         device.deferred_remove = True
         return
-    call.flags &= ~DmFlag.DEFERRED_REMOVE
+    call.clear(DmFlag.DEFERRED_REMOVE)
     if device.has_disk:
         linux_uevent.removing(device, call.event_nr)
-        call.flags |= DmFlag.UEVENT_GENERATED
+        call.set(DmFlag.UEVENT_GENERATED)
     device.mapper.remove(device)
 
 
@@ -86,7 +86,7 @@ def remove_all(call: Call) -> None:
         skipped = 0
         for device in mapper.sorted_by_name():
             if device.openers:
-                device.deferred_remove |= bool(call.flags & DmFlag.DEFERRED_REMOVE)
+                device.deferred_remove |= call.has(DmFlag.DEFERRED_REMOVE)
                 skipped += 1
                 continue
             stacked = _stands_on_devices(device)
@@ -108,7 +108,7 @@ def _stands_on_devices(device: DmDev) -> bool:
 def dev_rename(call: Call) -> None:
     """dev_rename(): a new name, or with the UUID flag a first uuid."""
     mapper = call.control.mapper
-    set_uuid = bool(call.flags & DmFlag.UUID)
+    set_uuid = call.has(DmFlag.UUID)
     what = "uuid" if set_uuid else "name"
     new = call.text_from(call.data_start) if call.data_start >= DATA_OFFSET else None
     if not new or len(new) >= (DM_UUID_LEN if set_uuid else DM_NAME_LEN):
@@ -137,7 +137,7 @@ def dev_rename(call: Call) -> None:
         device.event()
     if device.has_disk:
         linux_uevent.changed(device, call.event_nr)
-        call.flags |= DmFlag.UEVENT_GENERATED
+        call.set(DmFlag.UEVENT_GENERATED)
     call.status(device)
 
 
@@ -148,7 +148,7 @@ def dev_status(call: Call) -> None:
 def dev_suspend(call: Call) -> Cancel | None:
     """dev_suspend(): with the SUSPEND flag do_suspend(), else do_resume()."""
     device = call.find_device()
-    if not call.flags & DmFlag.SUSPEND:
+    if not call.has(DmFlag.SUSPEND):
         return _resume(call, device)
     return _suspended(call, device, lambda: call.status(device))
 
@@ -168,7 +168,7 @@ def _suspended(call: Call, device: DmDev, then: Callable[[], None]) -> Cancel | 
         else:
             then()
 
-    give_up = device.suspend(suspended, noflush=bool(call.flags & DmFlag.NOFLUSH))
+    give_up = device.suspend(suspended, noflush=call.has(DmFlag.NOFLUSH))
     if finished:
         return None
     parked = True
@@ -182,7 +182,7 @@ def _suspended(call: Call, device: DmDev, then: Callable[[], None]) -> Cancel | 
 
 def _resume(call: Call, device: DmDev) -> Cancel | None:
     new = device.inactive
-    call.flags &= ~DmFlag.INACTIVE_PRESENT
+    call.clear(DmFlag.INACTIVE_PRESENT)
     if new is None:
         _finish_resume(call, device)
         return None
@@ -223,7 +223,7 @@ def _wake(call: Call, device: DmDev, resized: bool) -> None:
     except TargetError as failure:
         raise Refusal(failure.errno) from failure
     linux_uevent.changed(device, call.event_nr, resized=resized)
-    call.flags |= DmFlag.UEVENT_GENERATED
+    call.set(DmFlag.UEVENT_GENERATED)
 
 
 def dev_set_geometry(call: Call) -> None:
@@ -251,12 +251,16 @@ def dev_arm_poll(call: Call) -> None:
 
 
 def list_devices(call: Call) -> None:
-    """list_devices(): all or nothing. O(n)."""
+    """list_devices(): those whose names and uuids begin as the request's do, in the order of names; all or nothing.
+    O(n) in the devices listed."""
     room = call.result_room()
-    with_uuid = call.flags & DmFlag.UUID
+    with_uuid = call.has(DmFlag.UUID)
     entries = []
     needed = 0
-    for device in call.control.mapper.sorted_by_name():
+    uuid_prefix = to_text(call.uuid)
+    for device in call.control.mapper.sorted_by_name(call.name):
+        if not device.uuid.startswith(uuid_prefix):
+            continue
         name = to_bytes(device.name)
         uuid = to_bytes(device.uuid) if with_uuid and device.uuid else b""
         info = _NAME_LIST.size + len(name) + 1 + 7 & ~7
@@ -264,7 +268,7 @@ def list_devices(call: Call) -> None:
         entries.append((device, name, uuid, info, size))
         needed += size
     if room < max(needed, 8):
-        call.buffer_full()
+        call.set(DmFlag.BUFFER_FULL)
         return
     buffer, at = call.buffer, call.data_start
     call.data_size = at + needed

@@ -38,10 +38,10 @@ def target_message(call: Call) -> None:
 
 
 def _reply(call: Call, text: bytes) -> None:
-    call.flags |= DmFlag.DATA_OUT
+    call.set(DmFlag.DATA_OUT)
     room = call.result_room()
     if len(text) + 1 >= room:
-        call.buffer_full()
+        call.set(DmFlag.BUFFER_FULL)
         return
     at = call.data_start
     call.buffer[at : at + len(text) + 1] = text + b"\0"

@@ -81,18 +81,17 @@ def _retrieve_status(call: Call, device: DmDev) -> None:
     table = call.table(device)
     if table is None:
         return
-    kind = StatusType.TABLE if call.flags & DmFlag.STATUS_TABLE else StatusType.INFO
     room = call.result_room()
     buffer, start = call.buffer, call.data_start
     used = at = 0
     for target in table.targets:
         if room - at <= _SPEC_SIZE:
-            call.buffer_full()
+            call.set(DmFlag.BUFFER_FULL)
             break
-        text = to_bytes(target.status(kind))
+        text = to_bytes(_status(call, target))
         end = at + _SPEC_SIZE + len(text) + 1
         if end >= room:
-            call.buffer_full()
+            call.set(DmFlag.BUFFER_FULL)
             break
         following = end + 7 & ~7
         spec = start + at
@@ -101,12 +100,18 @@ def _retrieve_status(call: Call, device: DmDev) -> None:
         buffer[spec + _SPEC_SIZE : start + end] = text + b"\0"
         used = start + end
         if last:
-            call.buffer_full()
+            call.set(DmFlag.BUFFER_FULL)
             break
         at = following
     if used:
         call.data_size = used
     call.target_count = len(table.targets)
+
+
+def _status(call: Call, target: Target) -> str:
+    if call.has(DmFlag.STATUS_TABLE):
+        return target.status(StatusType.TABLE)
+    return target.ima_status() if call.has(DmFlag.IMA_MEASUREMENT) else target.status(StatusType.INFO)
 
 
 def _pack_spec(buffer: bytearray, spec: int, target: Target, following: int) -> None:
@@ -129,7 +134,7 @@ def table_deps(call: Call) -> None:
     devices = [huge_encode(pdev.bdev.dev) for pdev in reversed(table.pdevs)]
     needed = 8 + 8 * len(devices)
     if room < needed:
-        call.buffer_full()
+        call.set(DmFlag.BUFFER_FULL)
         return
     at = call.data_start
     _NEXT.pack_into(call.buffer, at, len(devices))
@@ -156,7 +161,7 @@ def _versions(call: Call, kinds: Iterable[type[Target]]) -> None:
     needed = sum(_VERSIONS.size + len(name) + 1 + 7 for _, name in names)
     room = call.result_room()
     if room < needed:
-        call.buffer_full()
+        call.set(DmFlag.BUFFER_FULL)
         return
     buffer, at = call.buffer, call.data_start
     call.data_size = at + needed

@@ -64,14 +64,14 @@ class DmDev(BlockDevice):
 
     def swap(self) -> DmTable | None:
         """The inactive table becomes live; returns the one that was live, for the caller to destroy."""
-        old = self.live
+        old, old_size = self.live, self.size
         self.cur_active = 1 - self.cur_active
         self.inactive = None
         self.io.table_changed()
         if self.live:
             self.read_only = self.live.read_only
             self.limits = self.live.limits()
-            if old and old.size != self.live.size:
+            if old_size != self.live.size:
                 self.geometry = (0, 0, 0, 0)
         return old
 
@@ -82,6 +82,7 @@ class DmDev(BlockDevice):
         """
         self._suspending.append(done)
         if len(self._suspending) == 1:
+            self.io.noflush = noflush
             for target in self.live.targets if self.live else ():
                 target.presuspend()
             if self.io.block(lambda: self.mapper.call_soon(self._drained), noflush=noflush):

@@ -22,7 +22,6 @@ A target is a class. `ctr` reads the arguments, `map` says where a bio goes, the
 from __future__ import annotations
 
 import errno
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from enum import Enum, Flag, auto
 from itertools import islice
@@ -34,6 +33,7 @@ from ..io.bio import Bio, Op
 from ..io.blockdev import BlockDevice
 from ..io.kcopyd import Kcopyd
 from ..io.limits import QueueLimits
+from ..io.submit import submit_and_wait
 from .args import Arguments, parse_sector, parse_u32, parse_uint, split_args
 from .dm_pdev import DmPdev
 
@@ -184,6 +184,10 @@ class Target:
         """The status line (INFO) or the parameters that would build this target again (TABLE)."""
         return ""
 
+    def ima_status(self) -> str:
+        """What the kernel's integrity measurement records of the target (`STATUSTYPE_IMA`); "" for most types."""
+        return ""
+
     def message(self, argv: Sequence[str]) -> str | None:
         """Take a message; a returned string goes back to the caller. TargetError(EINVAL) by default."""
         raise TargetError(errno.EINVAL)
@@ -209,6 +213,10 @@ class Target:
 
     def resume(self) -> None:
         """Bios come again."""
+
+    def ima_name(self) -> str:
+        """How an `ima_status` begins (`DMEMIT_TARGET_NAME_VERSION`)."""
+        return "target_name={},target_version={}.{}.{}".format(self.name, *self.version)
 
     # -- what a type may use ----------------------------------------------------------------------------
 
@@ -310,13 +318,6 @@ def submit(
 
 def do_io(op: Op, bdev: BlockDevice, sector: int, data: memoryview | int | None, *, fua: bool = False) -> int:
     """`Target.do_io` for helpers that are no target."""
-    finished = threading.Event()
-    errors: list[int] = []
-
-    def done(error: int) -> None:
-        errors.append(error)
-        finished.set()
-
-    submit(op, bdev, sector, data, done, fua=fua)
-    finished.wait()
-    return errors[0]
+    buffer = data if isinstance(data, memoryview) else None
+    count = data if isinstance(data, int) else len(buffer) // SECTOR_SIZE if buffer is not None else 0
+    return submit_and_wait(bdev, op, sector, count, buffer, fua=fua)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from bisect import bisect_left, insort
+from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable
 
 from dmproto.records import Dev, to_bytes, to_text
@@ -71,10 +71,15 @@ class Mapper:
             found = self.devices.get(int(node[8:]))
         return found or self.disks.lookup(path)
 
-    def sorted_by_name(self) -> list[DmDev]:
-        """All named devices in the order of their names' bytes (Linux's `dm_list_devices` order)."""
+    def sorted_by_name(self, prefix: bytes = b"") -> list[DmDev]:
+        """All named devices, or those whose names begin with `prefix`, in the order of their names' bytes (Linux's
+        `dm_list_devices` order)."""
+        names = self._sorted
+        if prefix:
+            end = bisect_right(names, prefix, key=lambda name: name[: len(prefix)])
+            names = names[bisect_left(names, prefix) : end]
         by_name = self._by_name
-        return [by_name[name] for name in map(to_text, self._sorted)]
+        return [by_name[name] for name in map(to_text, names)]
 
     def next_diskseq(self) -> int:
         return next(self._diskseq)

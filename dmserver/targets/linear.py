@@ -35,5 +35,8 @@ class Linear(Target):
     def status(self, kind: StatusType) -> str:
         return f"{self.dev.number} {self.start}" if kind is StatusType.TABLE else ""
 
+    def ima_status(self) -> str:
+        return f"{self.ima_name()},device_name={self.dev.number},start={self.start};"
+
     def iterate_devices(self) -> Iterator[tuple[DmPdev, int, int]]:
         yield self.dev, self.start, self.len

@@ -118,6 +118,14 @@ class Striped(Target):
         health = "".join("D" if errors else "A" for errors in self.errors)
         return f"{len(self.stripes)} {numbers} 1 {health}"
 
+    def ima_status(self) -> str:
+        stripes = "".join(
+            f",stripe_{at}_device_name={pdev.number},stripe_{at}_physical_start={start}"
+            f",stripe_{at}_status={'D' if self.errors[at] else 'A'}"
+            for at, (pdev, start) in enumerate(self.stripes)
+        )
+        return f"{self.ima_name()},stripes={len(self.stripes)},chunk_size={self.chunk}{stripes};"
+
     def iterate_devices(self) -> Iterator[tuple[DmPdev, int, int]]:
         for pdev, start in self.stripes:
             yield pdev, start, self.width
