@@ -183,7 +183,7 @@ class MappedIo:
 
     def _requeue(self, bio: Bio) -> None:
         with self._lock:
-            held = self.blocked and self.noflush
+            held = self.noflush
             if held:
                 self._deferred.appendleft(bio)
         if not held:

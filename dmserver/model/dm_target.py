@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from .dm_table import DmTable
 
 __all__ = [
+    "SECTOR_SIZE",
     "Arguments",
     "Bio",
     "BlockDevice",
@@ -51,7 +52,6 @@ __all__ = [
     "MapResult",
     "Op",
     "QueueLimits",
-    "SECTOR_SIZE",
     "StatusType",
     "Target",
     "TargetError",

@@ -128,12 +128,12 @@ def _wait(device: BlockDevice, bio: Bio) -> None:
 
 
 class Bench:
-    """Eight disks of 8 MiB and whatever devices a test makes."""
+    """Ten disks of 8 MiB and whatever devices a test makes."""
 
     def __init__(self) -> None:
         self.work = ManualWork()
         self.mapper = Mapper(work=self.work)
-        self.disks = [FaultyDisk(number) for number in range(8)]
+        self.disks = [FaultyDisk(number) for number in range(10)]
 
     def resolve(self, name: str) -> tuple[Hashable, str, BlockDevice]:
         major, _, minor = name.partition(":")

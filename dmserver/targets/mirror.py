@@ -1,0 +1,575 @@
+"""mirror: the same data on several devices (Linux `drivers/md/dm-raid1.c` and `dm-region-hash.c`).
+
+Arguments: LOG NUM LOG_ARGUMENT... LEGS (DEVICE START)... [NUM FEATURE...]; logs are those of `dirty_log`, features
+handle_errors and keep_log.
+
+Theory of operation. A mirror is cut into regions. A region is
+
+    CLEAN       in sync, no write under way
+    DIRTY       in sync, writes under way; the log knows before the first of them begins
+    RECOVERING  being copied from the default leg to the others; writes wait
+    NOSYNC      legs may differ: reads and writes use the default leg alone
+
+Only regions with something going on are kept (`_regions`); for the rest the log decides between CLEAN and NOSYNC.
+Writes are sent from the thread that brings them, recovery and failures are seen to by `_do_mirror` in a worker.
+A failed write degrades its region to NOSYNC. Without handle_errors it then counts as done; with it, it is held until
+a suspension: someone is expected to see the event and load a better table.
+"""
+
+from __future__ import annotations
+
+import errno
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from enum import Enum, auto
+
+from ..model.dm_target import (
+    Arguments,
+    Bio,
+    DmPdev,
+    EndIo,
+    Kcopyd,
+    MapResult,
+    Op,
+    StatusType,
+    Target,
+    TargetError,
+    parse_sector,
+    parse_u32,
+)
+from . import dirty_log
+
+__all__ = ["Mirror"]
+
+MAX_LEGS = 9
+
+
+class State(Enum):
+    """`enum dm_rh_region_states`."""
+
+    CLEAN = auto()
+    DIRTY = auto()
+    NOSYNC = auto()
+    RECOVERING = auto()
+
+
+@dataclass(slots=True, eq=False)
+class Region:
+    """`pending`: writes under way; `delayed`: writes that wait for the recovery to end."""
+
+    key: int
+    state: State
+    pending: int = 0
+    delayed: list[Bio] = field(default_factory=list)
+
+
+@dataclass(slots=True, eq=False)
+class Leg:
+    """`struct mirror`. `errors`: the letters of what went wrong (Flush, write = D, Sync, Read)."""
+
+    dev: DmPdev
+    offset: int
+    errors: set[str] = field(default_factory=set)
+
+    @property
+    def health(self) -> str:
+        return next((letter for letter in "FDSR" if letter in self.errors), "A")
+
+
+class _Carried:
+    """`sector` in the target; `leg` that a read was mapped to; `region` that a write was counted in."""
+
+    sector = 0
+    leg: Leg | None = None
+    region: Region | None = None
+    nosync = False
+    requeue = False
+
+
+class Mirror(Target):
+    name = "mirror"
+    version = (1, 14, 0)
+    per_bio_data = _Carried
+    num_flush_bios = num_discard_bios = 1
+
+    # -- construction -----------------------------------------------------------------------------------
+
+    def ctr(self, argv: Sequence[str]) -> None:
+        args = Arguments(argv)
+        self.region_log = self._create_log(args)
+        try:
+            count = parse_u32(args.shift())
+            if not 2 <= count <= MAX_LEGS:
+                raise ValueError(f"{count}: expected 2 to {MAX_LEGS}")
+        except ValueError:
+            raise self.refuse("Invalid number of mirrors") from None
+        if len(args) < 2 * count:
+            raise self.refuse("Too few mirror arguments")
+        self.legs = [self._leg(*args.take(2)) for _ in range(count)]
+        self.default = self.legs[0]
+        self.max_io_len = self.region_log.region_size
+        self._parse_features(args)
+        if args:
+            raise self.refuse("Too many mirror arguments")
+        self._lock = threading.RLock()
+        self._kcopyd = Kcopyd()
+        self._regions: dict[int, Region] = {}
+        self._cleaned: set[Region] = set()
+        self._recovered: list[tuple[Region, bool]] = []
+        self._unlogged: list[Bio] = []
+        self._failures: list[Bio] = []
+        self._holds: list[Bio] = []
+        self._logging = self._scheduled = self._copying = self._dead = False
+        self._recovering: Region | None = None
+        self._recovery_allowed = self.suspending = False
+        self.region_logfailure = self.leg_failure = self.flush_failure = False
+        self.in_sync = self.region_log.sync_count == self.region_log.region_count
+
+    def _create_log(self, args: Arguments) -> dirty_log.CoreLog:
+        if len(args) < 2:
+            raise self.refuse("Insufficient mirror log arguments")
+        kind = args.shift()
+        try:
+            count = parse_u32(args.shift())
+        except ValueError:
+            raise self.refuse("Invalid mirror log argument count") from None
+        if len(args) < count:
+            raise self.refuse("Insufficient mirror log arguments")
+        try:
+            return dirty_log.create(self, kind, args.take(count), self._flush_legs)
+        except TargetError:
+            raise self.refuse("Error creating mirror dirty log") from None
+
+    def _leg(self, path: str, start: str) -> Leg:
+        try:
+            offset = parse_sector(start)
+        except ValueError:
+            raise self.refuse("Invalid offset") from None
+        return Leg(self.get_device(path, "Device lookup failure"), offset)
+
+    def _parse_features(self, args: Arguments) -> None:
+        self.handle_errors = self.keep_log = False
+        if not args:
+            return
+        try:
+            count = parse_u32(args.shift())
+        except ValueError:
+            raise self.refuse("Invalid number of features") from None
+        if count > len(args):
+            raise self.refuse("Not enough arguments to support feature count")
+        for feature in args.take(count):
+            if feature not in ("handle_errors", "keep_log"):
+                raise self.refuse("Unrecognised feature requested")
+            setattr(self, feature, True)
+        if self.keep_log and not self.handle_errors:
+            raise self.refuse("keep_log feature requires the handle_errors feature")
+
+    def dtr(self) -> None:
+        self._update_states()
+        self._dead = True
+
+    # -- the way of a bio -------------------------------------------------------------------------------
+
+    def map(self, bio: Bio) -> MapResult:
+        bio.per_bio.sector = self.offset(bio.sector)
+        if bio.op is Op.READ:
+            if not self.region_log.in_sync(bio.per_bio.sector // self.region_log.region_size):
+                self._read(bio)
+                return MapResult.SUBMITTED
+            leg = self._choose_leg()
+            if leg is None:
+                return MapResult.KILL
+            bio.per_bio.leg = leg
+            bio.bdev, bio.sector = leg.dev.bdev, leg.offset + bio.per_bio.sector
+            return MapResult.REMAPPED
+        if bio.op is Op.WRITE:
+            self._write(bio)
+        else:
+            with self._lock:
+                self._unlogged.append(bio)
+            self._flush_log()
+        return MapResult.SUBMITTED
+
+    def end_io(self, bio: Bio, error: int) -> int | EndIo:
+        carried: _Carried = bio.per_bio
+        if bio.op is Op.READ:
+            leg, carried.leg = carried.leg, None
+            if error and leg is not None:
+                self.log(f"Mirror read failed from {leg.dev.number}. Trying alternative device.", "raid1")
+                self._fail_leg(leg, "R")
+                if self._readable(carried.sector):
+                    self._read(bio)
+                    return EndIo.INCOMPLETE
+                self.log("All replicated volumes dead, failing I/O", "raid1")
+            return error
+        region, carried.region = carried.region, None
+        if region is not None:
+            self._leave_region(region)
+        return EndIo.REQUEUE if carried.requeue else error
+
+    # -- reads ------------------------------------------------------------------------------------------
+
+    def _choose_leg(self) -> Leg | None:
+        """A leg without errors, the default one first, then backwards."""
+        first = self.legs.index(self.default)
+        for back in range(len(self.legs)):
+            if not self.legs[first - back].errors:
+                return self.legs[first - back]
+        return None
+
+    def _readable(self, sector: int) -> bool:
+        """Some good leg has what is at `sector`."""
+        if not self.default.errors:
+            return True
+        return self.region_log.in_sync(sector // self.region_log.region_size) and self._choose_leg() is not None
+
+    def _read(self, bio: Bio) -> None:
+        sector = bio.per_bio.sector
+        if self.region_log.in_sync(sector // self.region_log.region_size):
+            leg = self._choose_leg()
+        else:
+            leg = None if self.default.errors else self.default
+        if leg is None:
+            bio.endio(errno.EIO)
+            return
+
+        def done(error: int) -> None:
+            if not error:
+                bio.endio()
+                return
+            self._fail_leg(leg, "R")
+            if self._readable(sector):
+                self.log(f"Read failure on mirror device {leg.dev.number}.  Trying alternative device.", "raid1")
+                self._read(bio)
+            else:
+                self.log(f"Read failure on mirror device {leg.dev.number}.  Failing I/O.", "raid1")
+                bio.endio(errno.EIO)
+
+        self.submit(Op.READ, leg.dev.bdev, leg.offset + sector, bio.data, done)
+
+    # -- writes -----------------------------------------------------------------------------------------
+
+    def _region(self, key: int) -> Region:
+        region = self._regions.get(key)
+        if region is None:
+            region = Region(key, State.CLEAN if self.region_log.in_sync(key) else State.NOSYNC)
+            self._regions[key] = region
+        return region
+
+    def _write(self, bio: Bio) -> None:
+        """Count a write in, and send it once the log knows; unless its region is being copied."""
+        with self._lock:
+            region = self._region(bio.per_bio.sector // self.region_log.region_size)
+            if region.state is State.RECOVERING:
+                region.delayed.append(bio)
+                return
+            region.pending += 1
+            if region.state is State.CLEAN:
+                region.state = State.DIRTY
+                self._cleaned.discard(region)
+                self.region_log.mark_region(region.key)
+            bio.per_bio.region = region
+            bio.per_bio.nosync = region.state is State.NOSYNC
+            self._unlogged.append(bio)
+        self._flush_log()
+
+    def _leave_region(self, region: Region) -> None:
+        """A write ended (`dm_rh_dec`)."""
+        with self._lock:
+            region.pending -= 1
+            if region.pending:
+                return
+            if self.flush_failure:
+                region.state = State.NOSYNC
+            elif region.state is State.DIRTY:
+                region.state = State.CLEAN
+                self._cleaned.add(region)
+            elif region.state is State.NOSYNC:
+                self._forget(region)
+        self._wake()
+
+    def _forget(self, region: Region) -> None:
+        if self._regions.get(region.key) is region:
+            del self._regions[region.key]
+
+    def _flush_log(self) -> None:
+        """Bring the log to the disk, then send the writes that waited for that; one flush at a time."""
+        while True:
+            with self._lock:
+                if self._logging:
+                    return
+                flush = self.region_log.begin_flush()
+                batch, self._unlogged = self._unlogged, []
+                if flush is None and not batch:
+                    return
+                self._logging = flush is not None
+            if flush is not None:
+                flush(lambda error, batch=batch: self._logged(batch, error))  # type: ignore[misc]
+                return
+            for bio in batch:
+                self._dispatch(bio)
+
+    def _logged(self, batch: list[Bio], error: int) -> None:
+        with self._lock:
+            self._logging = False
+            self.region_logfailure |= bool(error)
+        for bio in batch:
+            self._dispatch(bio)
+        self._flush_log()
+
+    def _dispatch(self, bio: Bio) -> None:
+        if bio.per_bio.nosync:
+            if self.leg_failure and self.handle_errors and not self.keep_log:
+                self._fail(bio)
+            else:
+                leg = self.default
+                self.submit(bio.op, leg.dev.bdev, leg.offset + bio.per_bio.sector, bio.data, bio.endio, fua=bio.fua)
+        elif self.region_logfailure and self.handle_errors:
+            self._fail(bio)
+        else:
+            self._send(bio)
+
+    def _send(self, bio: Bio) -> None:
+        """To all legs."""
+        data: memoryview | int | None = bio.data
+        if bio.op is Op.DISCARD:
+            data = bio.nr_sectors
+
+        def done(failed: set[Leg]) -> None:
+            if not failed:
+                bio.endio()
+            elif bio.op is Op.DISCARD:
+                bio.endio(errno.EOPNOTSUPP)
+            else:
+                for leg in failed:
+                    self._fail_leg(leg, "D")
+                self._fail(bio)
+
+        sector = 0 if bio.op is Op.FLUSH else bio.per_bio.sector
+        self._on_all_legs(bio.op, sector, data, done, fua=bio.fua)
+
+    def _on_all_legs(
+        self, op: Op, sector: int, data: memoryview | int | None, done: Callable[[set[Leg]], None], *, fua: bool = False
+    ) -> None:
+        failed: set[Leg] = set()
+        left = len(self.legs)
+
+        def one_done(leg: Leg, error: int) -> None:
+            nonlocal left
+            with self._lock:
+                if error:
+                    failed.add(leg)
+                left -= 1
+                if left:
+                    return
+            done(failed)
+
+        for leg in self.legs:
+            at = 0 if op is Op.FLUSH else leg.offset + sector
+            self.submit(op, leg.dev.bdev, at, data, lambda error, leg=leg: one_done(leg, error), fua=fua)  # type: ignore[misc]
+
+    def _flush_legs(self, done: Callable[[int], None]) -> None:
+        def flushed(failed: set[Leg]) -> None:
+            for leg in failed:
+                self._fail_leg(leg, "F")
+            done(errno.EIO if failed else 0)
+
+        self._on_all_legs(Op.FLUSH, 0, None, flushed)
+
+    # -- failures ---------------------------------------------------------------------------------------
+
+    def _fail_leg(self, leg: Leg, how: str) -> None:
+        with self._lock:
+            self.leg_failure = True
+            known = how in leg.errors
+            leg.errors.add(how)
+            if known or not self.handle_errors:
+                return
+            if leg is self.default:
+                if not self.in_sync and not self.keep_log:
+                    number = leg.dev.number
+                    self.log(f"Primary mirror ({number}) failed while out-of-sync: Reads may fail.", "raid1")
+                elif valid := self._valid_leg():
+                    self.default = valid
+                else:
+                    self.log("All sides of mirror have failed.", "raid1")
+        self.queue_work(self.event)
+
+    def _valid_leg(self) -> Leg | None:
+        return next((leg for leg in self.legs if not leg.errors), None)
+
+    def _fail(self, bio: Bio) -> None:
+        with self._lock:
+            self._failures.append(bio)
+        self._wake()
+
+    def _do_failures(self, failures: list[Bio]) -> None:
+        for bio in failures:
+            if not self.region_logfailure:
+                self.in_sync = False
+                self._mark_nosync(bio)
+            if self._valid_leg() is None or (self.keep_log and self.region_logfailure):
+                bio.endio(errno.EIO)
+            elif self.handle_errors and not self.keep_log:
+                self._hold(bio)
+            else:
+                bio.endio()
+
+    def _mark_nosync(self, bio: Bio) -> None:
+        with self._lock:
+            region = bio.per_bio.region
+            if region is None:
+                self.flush_failure |= bio.op is Op.FLUSH
+                return
+            recovering = region.state is State.RECOVERING
+            region.state = State.NOSYNC
+            if not recovering:
+                self.region_log.set_region_sync(region.key, False)
+                return
+        self._complete_recovery(region, False)
+
+    def _hold(self, bio: Bio) -> None:
+        """Keep a failed write until a suspension, which gives it back."""
+        with self._lock:
+            if not self.suspending:
+                self._holds.append(bio)
+                return
+        bio.per_bio.requeue = self.noflush_suspending
+        bio.endio(errno.EIO)
+
+    # -- the worker: recovery and failures --------------------------------------------------------------
+
+    def _wake(self) -> None:
+        with self._lock:
+            if self._scheduled:
+                return
+            self._scheduled = True
+        self.queue_work(self._do_mirror)
+
+    def _do_mirror(self) -> None:
+        with self._lock:
+            self._scheduled = False
+            failures, self._failures = self._failures, []
+        if not self._dead:
+            self._update_states()
+            self._do_recovery()
+        self._do_failures(failures)
+
+    def _update_states(self) -> None:
+        with self._lock:
+            for region in self._cleaned:
+                self.region_log.clear_region(region.key)
+                self._forget(region)
+            self._cleaned.clear()
+            recovered, self._recovered = self._recovered, []
+        for region, success in recovered:
+            if success:
+                with self._lock:
+                    self.region_log.clear_region(region.key)
+            self._complete_recovery(region, success or not self.handle_errors)
+        self._flush_log()
+
+    def _do_recovery(self) -> None:
+        with self._lock:
+            if self._recovering is None and self._recovery_allowed:
+                key = self.region_log.get_resync_work()
+                if key is not None:
+                    self._recovering = self._region(key)
+                    self._recovering.state = State.RECOVERING
+                    self._cleaned.discard(self._recovering)
+                    self.hold()
+            region = self._recovering
+            start = region is not None and not region.pending and not self._copying
+            self._copying |= start
+            complete = not self.in_sync and self.region_log.sync_count == self.region_log.region_count
+            self.in_sync |= complete
+            if complete:
+                for leg in self.legs:
+                    leg.errors.clear()
+                self.leg_failure = False
+        if complete:
+            self.event()
+        if start and region is not None:
+            self._recover(region)
+
+    def _recover(self, region: Region) -> None:
+        sector = region.key * self.region_log.region_size
+        source = self.default
+        others = [leg for leg in self.legs if leg is not source]
+
+        def done(read_failed: bool, write_failed: frozenset[int]) -> None:
+            if read_failed:
+                self.log("Unable to read primary mirror during recovery", "raid1")
+                self._fail_leg(source, "S")
+            if write_failed:
+                self.log(f"Write error during recovery (error = {sum(1 << n for n in write_failed):#x})", "raid1")
+                for number in write_failed:
+                    self._fail_leg(others[number], "S")
+            with self._lock:
+                self._recovered.append((region, not read_failed and not write_failed))
+            self._wake()
+
+        self._kcopyd.copy(
+            (source.dev.bdev, source.offset + sector),
+            [(leg.dev.bdev, leg.offset + sector) for leg in others],
+            min(self.region_log.region_size, self.len - sector),
+            done,
+        )
+
+    def _complete_recovery(self, region: Region, success: bool) -> None:
+        """Its writes go on (`complete_resync_work`)."""
+        with self._lock:
+            self.region_log.set_region_sync(region.key, success)
+            self._forget(region)
+            self._recovering = None
+            self._copying = False
+            delayed = region.delayed
+        for bio in delayed:
+            self._write(bio)
+        self.release()
+        self._wake()
+
+    # -- suspend and resume -----------------------------------------------------------------------------
+
+    def presuspend(self) -> None:
+        with self._lock:
+            self.suspending = True
+            self._recovery_allowed = False
+            holds, self._holds = self._holds, []
+        for bio in holds:
+            self._hold(bio)
+
+    def presuspend_undo(self) -> None:
+        self._allow()
+
+    def postsuspend(self) -> None:
+        self._update_states()
+
+    def resume(self) -> None:
+        if self.region_log.resume():
+            self.log("log resume failed", "raid1")
+        self._allow()
+
+    def _allow(self) -> None:
+        self.suspending = False
+        self._recovery_allowed = True
+        self._wake()
+
+    # -- what it tells ----------------------------------------------------------------------------------
+
+    def status(self, kind: StatusType) -> str:
+        log = self.region_log.status(kind)
+        if kind is StatusType.INFO:
+            names = " ".join(leg.dev.number for leg in self.legs)
+            health = "".join(leg.health for leg in self.legs)
+            return (
+                f"{len(self.legs)} {names} {self.region_log.sync_count}/{self.region_log.region_count} 1 {health} {log}"
+            )
+        words = [log, str(len(self.legs)), *(f"{leg.dev.number} {leg.offset}" for leg in self.legs)]
+        features = [name for name in ("handle_errors", "keep_log") if getattr(self, name)]
+        return " ".join([*words, str(len(features)), *features] if features else words)
+
+    def iterate_devices(self) -> Iterator[tuple[DmPdev, int, int]]:
+        for leg in self.legs:
+            yield leg.dev, leg.offset, self.len
