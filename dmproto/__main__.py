@@ -155,7 +155,7 @@ def _decode(options: argparse.Namespace) -> int:
         for line in rest:
             print(line)
 
-    return _each(options, write)
+    return _each(options, write, keep_going=True)
 
 
 def _message(capture: Capture, options: argparse.Namespace) -> Message:
@@ -168,39 +168,38 @@ def _message(capture: Capture, options: argparse.Namespace) -> Message:
     return translate.to_message(proplib.loads(text), reply=capture.reply)
 
 
-def _each(options: argparse.Namespace, write: Callable[[Capture], None]) -> int:
+def _each(options: argparse.Namespace, write: Callable[[Capture], None], *, keep_going: bool = False) -> int:
     """Hand every message of every file to `write`. The exit status.
 
-    A bad message is reported, and ends its file unless it is a recorded call that the kernel refused as well.
+    A bad message is reported, and ends its file unless told to keep going. Where the recorded call failed as well, it
+    is as it should be.
     """
     status = 0
     for name in options.files:
         place = "standard input" if name == "-" else name
-        where = ""
         try:
             with closing(sys.stdin.buffer if name == "-" else open(name, "rb")) as stream:
-                for capture in _with_progress(_captures(stream, options), stream, place):
-                    where = f"{capture.where}: " if capture.where else ""
-                    if not capture.data and capture.note:
-                        _complain(
-                            place, f"{where}DM_{capture.command.name if capture.command else '?'}: {capture.note}"
-                        )
-                        status = 1
-                        continue
+                for capture in _with_progress(_captures(stream, options), place):
+                    where = f"{place}: {capture.where}" if capture.where else place
                     try:
+                        if not capture.data and capture.note:
+                            raise BadMessage(capture.note)
                         write(capture)
-                    except BadMessage as error:
-                        if capture.result in ("", "0"):
-                            raise
-                        _complain(place, f"{where}{error} (the recorded call failed too: {capture.result})")
-                where = ""
+                    except ValueError as error:  # BadMessage, or a combination that makes no sense
+                        refused = capture.result not in ("", "0")
+                        _complain(
+                            where, f"{error}{f' (the recorded call failed: {capture.result})' if refused else ''}"
+                        )
+                        status = status if refused else 1
+                        if not refused and not keep_going:
+                            break
+        except BrokenPipeError:
+            raise
         except OSError as error:
-            if isinstance(error, BrokenPipeError):
-                raise
             _complain(place, error.strerror or str(error))
             status = 1
-        except ValueError as error:  # BadMessage, or a combination that makes no sense
-            _complain(place, f"{where}{error}")
+        except ValueError as error:
+            _complain(place, str(error))
             status = 1
     return status
 
@@ -214,7 +213,7 @@ def _complain(place: str, what: str) -> None:
     print(f"dmproto: {place}: {what}", file=sys.stderr)
 
 
-def _with_progress(messages: Iterator[Capture], stream: BinaryIO, place: str) -> Iterator[Capture]:
+def _with_progress(messages: Iterator[Capture], place: str) -> Iterator[Capture]:
     """The messages; on a terminal a line of progress each second."""
     if not sys.stderr.isatty() or sys.stdout.isatty():
         yield from messages

@@ -122,7 +122,7 @@ def parse(kind: str, params: str, *, table: bool = True) -> dict[str, Any] | Non
         fields["lacks"] = str(lack)
     if words:
         fields["more"] = list(words)
-    return {name: value for name, value in cast(dict[str, Any], _told(fields)).items() if value != []}
+    return cast(dict[str, Any], _told(fields))
 
 
 class _LacksError(Exception):
@@ -200,7 +200,7 @@ def _count(fields: ChainMap[str, Any], name: str) -> int:
 
 
 def _told(value: Any) -> Any:
-    """A value without the counts in it."""
+    """A value without the counts in it, and without lists of nothing."""
     if isinstance(value, dict):
-        return {name: _told(item) for name, item in value.items() if not name.endswith("#")}
+        return {name: _told(item) for name, item in value.items() if not name.endswith("#") and item != []}
     return [_told(item) for item in value] if isinstance(value, list) else value
