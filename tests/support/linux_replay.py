@@ -12,9 +12,9 @@ import errno
 import hashlib
 import json
 import re
+import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from support.linux_vectors import VECTORS, expand
@@ -39,14 +39,14 @@ FILES = sorted(path.stem for path in VECTORS.glob("*.jsonl"))
 
 #: Target types that are not there: steps on a device that was given one of them are not compared.
 ABSENT = frozenset(
-    "cache era integrity log-writes multipath raid thin thin-pool verity writecache zoned".split()
+    ("cache", "era", "integrity", "log-writes", "multipath", "raid", "thin", "thin-pool", "verity", "writecache")
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What became of one step. `what`: the command, or the operation. `skipped`: why it was not compared; `masked`: what
-    was left out of the comparison; `difference`: "" when all else is identical."""
+    """What became of one step. `what`: the command, or the operation. `skipped`: why it was not compared; `masked`:
+    what was left out of the comparison; `difference`: "" when all else is identical."""
 
     file: str
     line: int
@@ -121,7 +121,7 @@ class LinuxReplay:
         self.work = ManualWork()
         self.mapper = Mapper(work=self.work)
         self.disks: dict[str, Disk] = {}
-        for major, stem, count, size in ((1, "ram", 16, 8), (7, "loop", 4, 8), (7, "loop", 8, 64)):
+        for major, stem, count, size in ((1, "ram", 16, 8), (7, "loop", 4, 8), (7, "loop", 9, 64)):
             for minor in range(count):
                 if f"{major}:{minor}" not in self.disks:
                     self._add_disk(major, minor, f"/dev/{stem}{minor}", size)
@@ -130,8 +130,8 @@ class LinuxReplay:
         self.control_nodes: dict[int, Session] = {0: Session()}
         self.files: dict[int, Opened] = {}
         self.jobs: dict[int, Job] = {}
-        #: Devices that stand for one with an absent target type, by minor.
-        self.tainted: set[int] = set()
+        #: Numbers of devices and disks that an absent target type has to do with.
+        self.tainted: set[str] = set()
         self.kmsg = Stream()
         self.uevents = Stream()
         self.mapper.events.on_log(self._logged)
@@ -148,7 +148,8 @@ class LinuxReplay:
     # -- the log and the uevents ------------------------------------------------------------------------
 
     def _logged(self, line: str) -> None:
-        self.kmsg.ours.append(line)
+        if line.startswith("device-mapper: "):
+            self.kmsg.ours.append(line)
 
     def _sent(self, env: dict[str, str]) -> None:
         if env["SUBSYSTEM"] in ("block", "bdi"):
@@ -180,7 +181,7 @@ class LinuxReplay:
         op = step["op"]
         if op in ("dmsetup", "run", "readfile"):
             for ioctl in step.get("ioctls") or ():
-                yield self._compare(line, {"op": "ioctl", **ioctl})
+                yield self._compare(line, {"op": "ioctl", "uevents_elsewhere": True, **ioctl})
             self._quiet(step)
         elif op == "exec":
             self._quiet(step)
@@ -195,27 +196,38 @@ class LinuxReplay:
     def _compare(self, line: int, step: Step) -> Result:
         what = step.get("cmd") or step["op"]
         types = tuple(dict.fromkeys(target[2] for target in step.get("targets") or _targets(step)))
-        absent = sorted(ABSENT.intersection(types))
-        tainted = self._is_tainted(step)
+        absent = self._why_absent(step, types)
+        masked = self._hidden_load(step)
         outcome = self._do(step)
         self.work.run()
         self._expect(step)
-        if absent or tainted:
-            if absent and step["errno"] == "0":
-                self._taint(step)
+        if absent:
+            self._taint(step)
             self.kmsg.clear()
             self.uevents.clear()
-            reason = f"no target type {absent[0]}" if absent else "on a device with an absent target type"
-            return Result(self.file, line, what, types, skipped=reason)
+            return Result(self.file, line, what, types, skipped=absent)
         difference = "; ".join(
-            f"{key} {_show(outcome.get(key))} instead of {_show(value)}"
+            _contrast(key, outcome.get(key), value)
             for key, value in _recorded(step).items()
             if outcome.get(key) != value
         )
         for stream, name in ((self.kmsg, "kmsg"), (self.uevents, "uevents")):
             if text := stream.difference():
                 difference += f"; {name} {text}"
-        return Result(self.file, line, what, types, difference=difference)
+        return Result(self.file, line, what, types, masked=masked, difference=difference)
+
+    def _hidden_load(self, step: Step) -> str:
+        """A load that the recording leaves out shows in the uevents of later steps: the disk was there before."""
+        events = [event for event in step.get("uevents") or () if event["SUBSYSTEM"] == "block"]
+        had_disk = {int(event["MINOR"]) for event in events if event["ACTION"] == "remove"}
+        if step.get("cmd") == "TABLE_LOAD" and step["errno"] == "0" and "uevents_elsewhere" not in step:
+            device = self._device(step)
+            if device and not any(event["ACTION"] == "add" for event in events):
+                had_disk.add(device.minor)
+        hidden = [device for minor in had_disk if (device := self.mapper.devices.get(minor)) and not device.has_disk]
+        for device in hidden:
+            device.has_disk = True
+        return "the disk is there already: a load before is not in the recording" if hidden else ""
 
     # -- absent target types ----------------------------------------------------------------------------
 
@@ -230,15 +242,32 @@ class LinuxReplay:
             return self.mapper.devices.get(int(step["dev"][4:]))
         return None
 
-    def _taint(self, step: Step) -> None:
-        if device := self._device(step):
-            self.tainted.add(device.minor)
-            device.has_disk = True
-
-    def _is_tainted(self, step: Step) -> bool:
-        self.tainted &= set(self.mapper.devices)
+    def _why_absent(self, step: Step, types: tuple[str, ...]) -> str:
+        """Why a step cannot be compared because of target types that are not there; "" if it can."""
+        self.tainted &= {f"253:{minor}" for minor in self.mapper.devices} | set(self.disks)
+        if absent := sorted(ABSENT.intersection(types)):
+            return f"no target type {absent[0]}"
+        if step.get("cmd") == "GET_TARGET_VERSION" and (name := (step.get("hdr") or {}).get("name")) in ABSENT:
+            return f"no target type {name}"
+        if step.get("cmd") == "LIST_VERSIONS" and any(entry["name"] in ABSENT for entry in step.get("data") or ()):
+            return "lists target types that are not there"
         device = self._device(step)
-        return device is not None and device.minor in self.tainted
+        named = {word for target in step.get("targets") or () for word in target[3].split()}
+        if (device and _number(device) in self.tainted) or step.get("dev") in self.tainted:
+            return "on a device that an absent target type has to do with"
+        if named & self.tainted - set(self.disks):
+            return "stacked on a device that an absent target type has to do with"
+        return ""
+
+    def _taint(self, step: Step) -> None:
+        """What a load names may differ from now on: its device, and the devices that its tables use."""
+        if step.get("cmd") != "TABLE_LOAD":
+            return
+        if step["errno"] == "0" and (device := self._device(step)):
+            self.tainted.add(_number(device))
+            device.has_disk = True
+        for target in step.get("targets") or ():
+            self.tainted.update(word for word in target[3].split() if word in self.disks)
 
     # -- steps ------------------------------------------------------------------------------------------
 
@@ -277,7 +306,6 @@ class LinuxReplay:
             self.work.advance(step["ms"] / 1000)
         if job.outcome is None:
             return {"errno": "ETIMEDOUT"}
-        del self.jobs[step["job"]]
         return job.outcome
 
     def _do_kill(self, step: Step) -> Step:
@@ -303,14 +331,14 @@ class LinuxReplay:
             device.open(holder=holder)
         except OSError as failure:
             return {"errno": name_of(failure.errno or errno.EIO)}
+        self._do_close(step)
         self.files[step["slot"]] = Opened(device, holder)
         return {"errno": "0"}
 
     def _do_close(self, step: Step) -> Step:
         if opened := self.files.pop(step["slot"], None):
             opened.device.close(holder=opened.holder)
-        else:
-            del self.control_nodes[step["slot"]]
+        self.control_nodes.pop(step["slot"], None)
         return {"errno": "0"}
 
     def _do_sleep(self, step: Step) -> Step:
@@ -318,6 +346,7 @@ class LinuxReplay:
         return {"errno": "0"}
 
     def _do_pattern(self, step: Step) -> Step:
+        self.tainted.discard(step["dev"])
         _fill(self.disks[step["dev"]], step["seed"])
         return {"errno": "0"}
 
@@ -332,7 +361,9 @@ class LinuxReplay:
         device = self.mapper.by_dev((int(major), int(minor)))
         return None if isinstance(device, DmDev) and not device.has_disk else device
 
-    def _bio(self, device: BlockDevice, op: Op, sector: int, data: bytearray | int, then: Callable[[int], None]) -> None:
+    def _bio(
+        self, device: BlockDevice, op: Op, sector: int, data: bytearray | int, then: Callable[[int], None]
+    ) -> None:
         count = data if isinstance(data, int) else len(data) // SECTOR_SIZE
         view = None if isinstance(data, int) else memoryview(data)
         device.submit_bio(Bio(op, sector, count, view, lambda bio: then(bio.error), bdev=device))
@@ -349,24 +380,33 @@ class LinuxReplay:
 
     def _do_pread(self, step: Step) -> Step:
         device = self._block_device(step["dev"])
-        assert device is not None
+        if device is None:
+            return {"errno": "ENXIO", "rc": -errno.ENXIO}
         sector = step["sector"]
-        data = bytearray(max(0, min(step["bytes"], (device.size - sector) * SECTOR_SIZE)))
+        wanted = max(0, min(step["bytes"], (device.size - sector) * SECTOR_SIZE))
         if step.get("buffered"):
-            good = 0
-            for start in range(0, len(data), 4096):
-                page = data[start : start + 4096]
-                if self._wait(device, Op.READ, sector + start // SECTOR_SIZE, page):
-                    break
-                data[start : start + 4096] = page
-                good += len(page)
-            return _read_outcome(errno.EIO if data and not good else 0, data[:good])
+            return self._read_buffered(device, sector, wanted)
+        if wanted % SECTOR_SIZE:
+            return _read_outcome(errno.EINVAL, bytearray())
+        data = bytearray(wanted)
         error = self._wait(device, Op.READ, sector, data) if data else 0
         return _read_outcome(error, data)
 
+    def _read_buffered(self, device: BlockDevice, sector: int, wanted: int) -> Step:
+        """Page by page, up to the first that fails."""
+        good = bytearray()
+        while len(good) < wanted:
+            at = sector + len(good) // SECTOR_SIZE
+            page = bytearray(min(4096, (device.size - at) * SECTOR_SIZE))
+            if self._wait(device, Op.READ, at, page):
+                break
+            good += page
+        return _read_outcome(errno.EIO if wanted and not good else 0, good[:wanted])
+
     def _do_pread_bg(self, step: Step) -> Step:
         device = self._block_device(step["dev"])
-        assert device is not None
+        if device is None:
+            return {"errno": "ENXIO", "rc": -errno.ENXIO}
         job = self.jobs[step["job"]] = Job()
         data = bytearray(step["bytes"])
         device.open()
@@ -386,7 +426,8 @@ class LinuxReplay:
 
     def _do_pwrite(self, step: Step) -> Step:
         device = self._block_device(step["dev"])
-        assert device is not None
+        if device is None:
+            return {"errno": "ENXIO", "rc": -errno.ENXIO}
         data = self._written_data(step)
         if device.read_only:
             return {"errno": "EPERM", "rc": -errno.EPERM}
@@ -398,7 +439,8 @@ class LinuxReplay:
 
     def _do_pwrite_bg(self, step: Step) -> Step:
         device = self._block_device(step["dev"])
-        assert device is not None
+        if device is None:
+            return {"errno": "ENXIO", "rc": -errno.ENXIO}
         job = self.jobs[step["job"]] = Job()
         data = self._written_data(step)
         device.open()
@@ -412,7 +454,8 @@ class LinuxReplay:
 
     def _do_fsync(self, step: Step) -> Step:
         device = self._block_device(step["dev"])
-        assert device is not None
+        if device is None:
+            return {"errno": "ENXIO", "rc": -errno.ENXIO}
         return {"errno": name_of(self._wait(device, Op.FLUSH, 0, 0))}
 
     # -- ioctls of block devices ------------------------------------------------------------------------
@@ -424,17 +467,19 @@ class LinuxReplay:
             case 0x301:  # HDIO_GETGEO
                 assert isinstance(device, DmDev)
                 cylinders, heads, sectors, start = device.geometry
-                reply = bytes([heads, sectors]) + cylinders.to_bytes(2, "little") + bytes(4) + start.to_bytes(8, "little")
-                return {"errno": "0", "reply": reply.hex()}
+                reply = struct.pack("<BBH4xQ", heads, sectors, cylinders, start)
             case 0x80081272:  # BLKGETSIZE64
-                return {"errno": "0", "reply": device.bytes.to_bytes(8, "little").ljust(len(argument), b"\0").hex()}
+                reply = struct.pack("<Q", device.bytes)
             case 0x1268:  # BLKSSZGET
-                size = device.limits.logical_block_size
-                return {"errno": "0", "reply": size.to_bytes(4, "little").ljust(len(argument), b"\0").hex()}
+                reply = struct.pack("<I", device.limits.logical_block_size)
             case 0x125E:  # BLKROGET
-                return {"errno": "0", "reply": int(device.read_only).to_bytes(4, "little").ljust(len(argument), b"\0").hex()}
-        start, length = (int.from_bytes(argument[at : at + 8], "little") for at in (0, 8))
-        discard = step["ioctl"] == 0x1277  # BLKDISCARD, else BLKZEROOUT
+                reply = struct.pack("<I", device.read_only)
+            case number:
+                return self._do_range(device, argument, discard=number == 0x1277)  # BLKDISCARD, else BLKZEROOUT
+        return {"errno": "0", "reply": reply.ljust(len(argument), b"\0").hex()}
+
+    def _do_range(self, device: BlockDevice, argument: bytes, *, discard: bool) -> Step:
+        start, length = struct.unpack("<QQ", argument)
         return {"errno": name_of(self._range(device, start, length, discard=discard)), "reply": argument.hex()}
 
     def _range(self, device: BlockDevice, start: int, length: int, *, discard: bool) -> int:
@@ -450,6 +495,11 @@ class LinuxReplay:
             if error != errno.EOPNOTSUPP:
                 return error
         return self._wait(device, Op.WRITE, sector, bytearray(length))
+
+
+def _number(device: BlockDevice) -> str:
+    major, minor = device.dev
+    return f"{major}:{minor}"
 
 
 def _fill(disk: Disk, seed: int | None) -> None:
@@ -495,5 +545,10 @@ def _targets(step: Step) -> list[list[Any]]:
     return found
 
 
-def _show(value: object) -> str:
-    return value.hex()[:1200] if isinstance(value, bytes) else repr(value)
+def _contrast(key: str, ours: object, theirs: object) -> str:
+    """How two values differ; of bytes, the lengths and the first run of different bytes."""
+    if not (isinstance(ours, bytes) and isinstance(theirs, bytes)):
+        return f"{key} {ours!r} instead of {theirs!r}"
+    at = next((at for at, (one, other) in enumerate(zip(ours, theirs, strict=False)) if one != other), -1)
+    where = f"at {at}: {ours[at : at + 64]!r} instead of {theirs[at : at + 64]!r}" if at >= 0 else "alike so far"
+    return f"{key} of {len(ours)} bytes instead of {len(theirs)}, {where}"
