@@ -19,7 +19,7 @@ from .objects import FOOTER, HEADER, INT64_MAX, INT64_MIN, KEY_MAX, MAX_TABS, UI
 
 __all__ = ["dumps"]
 
-_FLUSH = 4096  # lines that are kept as strings
+_FLUSH = 1024  # lines that are kept as strings
 
 _MAX_LAYOUTS, _MAX_LAYOUT = 1024, 32  # how many are remembered, and of how many keys at most
 _EMPTY: dict[type, str] = {dict: "<dict/>", list: "<array/>", bytes: "<data/>"}
@@ -51,13 +51,22 @@ def dumps(obj: Object) -> bytes:
                 append(f"{lead}<string>{value}</string>\n" if value else f"{lead}<string/>\n")
             elif kind is Unsigned and 0 <= value <= UINT64_MAX:
                 append(f"{lead}<integer>{hex(value)}</integer>\n")
-            elif (kind is dict or kind is list) and value:
-                append(f"{lead}<dict>\n" if kind is dict else f"{lead}<array>\n")
+            elif kind is dict and value:
+                append(f"{lead}<dict>\n")
                 stack.append((members, tabs, closing))
-                closing = f"{tabs}</dict>\n" if kind is dict else f"{tabs}</array>\n"
+                closing = f"{tabs}</dict>\n"
                 tabs += "\t"
                 tabs_written += len(tabs) * len(value)
-                members = _ordered(tabs, value) if kind is dict else zip(repeat(tabs), value, strict=False)
+                leads, values = _layouts.get((tabs, *value)) or _new_layout(tabs, *value)
+                members = zip(leads, values(value), strict=True)
+                break
+            elif kind is list and value:
+                append(f"{lead}<array>\n")
+                stack.append((members, tabs, closing))
+                closing = f"{tabs}</array>\n"
+                tabs += "\t"
+                tabs_written += len(tabs) * len(value)
+                members = zip(repeat(tabs), value, strict=False)
                 break
             else:
                 append(f"{lead}{_plain(lead, value)}\n")
@@ -73,29 +82,23 @@ def dumps(obj: Object) -> bytes:
             raise MessageTooLarge(f"a property list of this depth takes more than {MAX_TABS} tabs")
 
 
-def _ordered(tabs: str, members: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """What the lines of a dictionary begin with, and its values, in the order of the keys' bytes."""
-    keys = (tabs, *members)
-    layout = _layouts.get(keys)
-    if layout is None:
-        layout = _layout(*keys)
-        if len(keys) <= _MAX_LAYOUT:
-            if len(_layouts) == _MAX_LAYOUTS:
-                _layouts.clear()
-            _layouts[keys] = layout
-    leads, values = layout
-    return zip(leads, values(members), strict=True)
-
-
-def _layout(tabs: str, *keys: str) -> _Layout:
+def _new_layout(tabs: str, *keys: str) -> _Layout:
     ordered = sorted(keys, key=None if "".join(keys).isascii() else _encoded)
     for key in ordered:
         if len(key) > KEY_MAX // 4 and len(_encoded(key)) > KEY_MAX:
             raise ValueError(f"a key is longer than {KEY_MAX} bytes: {key!r}")
     leads = [f"{tabs}<key>{_escaped(key)}</key>\n{tabs}" for key in ordered]
-    if len(ordered) == 1:
-        return leads, lambda members: members.values()
-    return leads, itemgetter(*ordered)
+    # Of one key, itemgetter gets no tuple.
+    layout: _Layout = leads, itemgetter(*ordered) if len(ordered) > 1 else _only_value
+    if len(keys) <= _MAX_LAYOUT:
+        if len(_layouts) == _MAX_LAYOUTS:
+            _layouts.clear()
+        _layouts[tabs, *keys] = layout
+    return layout
+
+
+def _only_value(members: dict[str, Any]) -> Iterable[Any]:
+    return members.values()
 
 
 def _plain(lead: str, value: object) -> str:
