@@ -10,6 +10,7 @@ from importlib import import_module
 __all__ = ["main"]
 
 COMMANDS = {
+    "serve": ("dmserver.serve", "serve a device-mapper on a socket"),
     "run": ("dmserver.bridge.run", "run an unmodified program on a device-mapper of its own"),
 }
 

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
-from typing import Any, Literal, get_args
+from typing import Any, Literal, ParamSpec, get_args
 
-from dmproto.commands import BY_VERB, CommandFlag
+from dmproto.commands import BY_NUMBER, BY_VERB, CommandFlag
 from dmproto.proplib import Unsigned
 
 from .control.linux import LinuxControl
@@ -24,6 +24,7 @@ from .control.translated import dictionary_to_linux, ioctl_to_netbsd
 from .io.blockdev import BlockDevice
 from .io.disks import LOOP_MAJOR, VND_MAJOR, Disks
 from .io.work import ThreadWork
+from .model.dm_dev import DmDev
 from .model.mapper import Mapper
 from .model.minors import EverGrowing, LowestFree
 from .targets.registry import TargetRegistry
@@ -37,6 +38,21 @@ LINUX_MAJOR, NETBSD_MAJOR = 253, 169
 
 
 _EXTENSIONS = ("pdevs", "log")
+
+#: Commands that change no device and no table.
+_QUERIES = {
+    "VERSION",
+    "LIST_DEVICES",
+    "DEV_STATUS",
+    "DEV_WAIT",
+    "TABLE_DEPS",
+    "TABLE_STATUS",
+    "LIST_VERSIONS",
+    "DEV_ARM_POLL",
+    "GET_TARGET_VERSION",
+}
+
+_Reply = ParamSpec("_Reply")
 
 
 class Host:
@@ -60,6 +76,9 @@ class Host:
             minors=EverGrowing() if netbsd else LowestFree(),
             disks=Disks(file_major=VND_MAJOR if netbsd else LOOP_MAJOR),
         )
+        #: Counts what may have changed devices or tables.
+        self.changes = 0
+        self.mapper.on_remove.append(self._changed)
         self.linux = LinuxControl(self.mapper, self.registry)
         self.netbsd = NetbsdControl(self.mapper, self.registry, mended=not netbsd)
 
@@ -75,23 +94,31 @@ class Host:
     def ioctl(self, session: Session, number: int, buffer: bytes, done: Callable[[int, bytes], None]) -> Cancel | None:
         """A binary request: the whole ioctl number and the caller's whole buffer. `done(result, written)` gets 0 or
         -errno, and the prefix of the buffer that is written back."""
+        command = BY_NUMBER.get(number & 0xFF)
+        if command is not None and command.name not in _QUERIES:
+            done = self._count(done)
         if self.personality == "netbsd":
             return ioctl_to_netbsd(self.netbsd, session, number, buffer, done)
         return self.linux.ioctl(session, number, buffer, done)
 
     def dictionary(self, session: Session, request: object, done: Callable[[dict[str, Any]], None]) -> Cancel | None:
         """A dictionary request, which becomes the reply. That holds `errno` and `error` when the command failed."""
-        verb = request.get("command") if isinstance(request, dict) else None
-        if isinstance(request, dict) and verb in _EXTENSIONS:
+        if not isinstance(request, dict):
+            Call({}, done).finish(Refusal(errno.EIO, f"expected a dictionary, got {type(request).__name__}"))
+            return None
+        verb = request.get("command")
+        if verb in _EXTENSIONS:
             self._extension(session, request, done)
             return None
         command = BY_VERB.get(verb) if isinstance(verb, str) else None
+        if command is not None and command.name not in _QUERIES:
+            done = self._count(done)
         known = command is not None and CommandFlag.NETBSD in command.flags
         if self.personality == "netbsd" or (self.personality == "auto" and (known or command is None)):
             return self.netbsd.dictionary(session, request, done)
         anyone = command is not None and CommandFlag.ANYONE in command.flags
         if not session.privileged and not anyone:
-            call = Call(request if isinstance(request, dict) else {}, done)
+            call = Call(request, done)
             call.finish(Refusal(errno.EPERM, f"command {verb!r} needs the superuser"))
             return None
         if not session.privileged:
@@ -117,6 +144,16 @@ class Host:
             call.finish(Refusal(errno.EPERM, "command 'log' needs the superuser"))
             return
         call.finish()
+
+    def _changed(self, device: DmDev) -> None:
+        self.changes += 1
+
+    def _count(self, done: Callable[_Reply, None]) -> Callable[_Reply, None]:
+        def counted(*reply: _Reply.args, **keys: _Reply.kwargs) -> None:
+            self.changes += 1
+            done(*reply, **keys)
+
+        return counted
 
     def close(self) -> None:
         """Stop the worker threads. Devices are forgotten, as at a reboot."""

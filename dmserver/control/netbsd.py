@@ -11,7 +11,7 @@ kernel would panic the answer is EINVAL, where it would read uninitialised memor
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
@@ -19,6 +19,7 @@ from dmproto.flags import DmFlag
 from dmproto.proplib import Unsigned
 from dmproto.records import DM_NAME_LEN, DM_UUID_LEN, netbsd_encode, to_bytes, to_text
 
+from ..io.blockdev import BlockDevice
 from ..model.dm_dev import DmDev
 from ..model.dm_table import DmTable
 from ..model.dm_target import StatusType, Target, TargetError, split_args
@@ -69,12 +70,9 @@ class NetbsdControl:
             "table": _Verb(self._table, anyone=True),
         }
 
-    def dictionary(self, session: Session, request: object, done: Callable[[Dictionary], None]) -> Cancel | None:
+    def dictionary(self, session: Session, request: Dictionary, done: Callable[[Dictionary], None]) -> Cancel | None:
         """Carry out one command. `done(reply)` is called once, now or later; a reply with `errno` tells of failure. A
         parked command returns a `Cancel`, which answers it with EINTR."""
-        if not isinstance(request, dict):
-            Call({}, done).finish(Refusal(errno.EIO, f"expected a dictionary, got {type(request).__name__}"))
-            return None
         call = Call(request, done)
         try:
             parked = self._verb(call, session).function(call)
@@ -129,6 +127,14 @@ class NetbsdControl:
         flags |= _F.SUSPEND if device.suspended else 0
         flags |= _F.ACTIVE_PRESENT if device.live is not None else 0
         return flags | (_F.INACTIVE_PRESENT if device.inactive is not None else 0)
+
+    def restore_flags(self, device: DmDev, flags: int) -> None:
+        """Set what `device_flags` told of a device that now comes back."""
+        self._device_flags[device] = flags
+
+    def resolve(self, path: str, user: DmDev) -> tuple[Hashable, str, BlockDevice]:
+        """The device at `path` for a table of `user` (`model.dm_table.Resolver`)."""
+        return self._resolver.resolve(path, user)
 
     def _change_flags(self, device: DmDev, *, add: int = 0, remove: int = 0) -> None:
         self._device_flags[device] = self.device_flags(device) & ~remove | add
@@ -323,7 +329,7 @@ class NetbsdControl:
             device.inactive = None
         call.set(minor=device.minor)
         read_only = self.mended and bool(call.flags & _F.READONLY)
-        table = DmTable(device, lambda path: self._resolver.resolve(path, device), read_only=read_only)
+        table = DmTable(device, lambda path: self.resolve(path, device), read_only=read_only)
         try:
             self._fill(table, entries)
         except Refusal as refusal:

@@ -29,11 +29,11 @@ _VERSION_BYTES = b"".join(number.to_bytes(4, "little") for number in VERSION)
 
 
 def dictionary_to_linux(
-    control: LinuxControl, session: Session, request: object, done: Callable[[Dictionary], None]
+    control: LinuxControl, session: Session, request: Dictionary, done: Callable[[Dictionary], None]
 ) -> Cancel | None:
     """A dictionary under Linux's rules. The reply is the request with the keys that the answer has; a failed one has
     `errno`, and `error` says what the kernel logged."""
-    call = Call(request if isinstance(request, dict) else {}, done)
+    call = Call(request, done)
     try:
         message = to_message(request, major=control.mapper.major)
     except BadMessage as wrong:

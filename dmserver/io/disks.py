@@ -66,6 +66,11 @@ class Disks(BlockDevices):
                 raise OSError(errno.EBUSY, str(taken), path) from taken
         return found
 
+    def adopt(self, path: str, dev: Dev) -> None:
+        """Make an existing file or block device a disk of this number. ValueError when it is taken, OSError for the
+        file."""
+        self._register(path, path, dev, False)
+
     def _register(self, path: str, backing: str, dev: Dev | None, read_only: bool) -> Disk:
         disk = Disk(path, dev or self._number(backing), backing, read_only=read_only)
         self.add(disk)

@@ -62,7 +62,10 @@ class EverGrowing:
         return self._next
 
     def reserve(self, minor: int) -> bool:
-        return False
+        if minor <= self._next:
+            return False
+        self._next = minor
+        return True
 
     def free(self, minor: int) -> None:
         pass

@@ -1,0 +1,182 @@
+"""`dmserver serve`: a device-mapper on a socket, and what a service manager expects of it (sd_listen_fds(3),
+sd_notify(3))."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import logging
+import os
+import signal
+import socket
+import sys
+from typing import get_args
+
+from .client import default_socket
+from .host import Host, Personality
+from .loop import Loop
+from .server import Policy, Server
+from .store import Store
+
+__all__ = ["add_arguments", "main"]
+
+#: sys/dev/dm's limit of a request, in bytes; ours elsewhere.
+NETBSD_LIMIT, LIMIT = 131072, 64 << 20
+
+_FIRST_FD = 3
+
+_log = logging.getLogger("dmserver")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--socket", metavar="PATH", help="where to listen (default: $DM_SOCKET)")
+    parser.add_argument("--state", metavar="FILE", help="keep devices and tables in FILE")
+    add_host_arguments(parser)
+    parser.add_argument("--nbd", metavar="PATH", help="export the devices over NBD on this Unix socket")
+    parser.add_argument("--mount", metavar="DIR", help="show the devices as files in DIR, by FUSE")
+    parser.add_argument(
+        "--allow-uid", metavar="UID", type=int, action="append", default=[], help="let this user in, besides one's own"
+    )
+    parser.add_argument(
+        "--allow-read-uid", metavar="UID", type=int, action="append", default=[], help="let this user look, not touch"
+    )
+    parser.add_argument(
+        "--limit",
+        metavar="BYTES",
+        type=int,
+        help=f"refuse property lists of so many bytes (default: {LIMIT}; {NETBSD_LIMIT} under netbsd)",
+    )
+    parser.add_argument("-v", "--verbose", action="store_true", help="log every request")
+
+
+def add_host_arguments(parser: argparse.ArgumentParser) -> None:
+    """What makes a host: for every program that has one."""
+    parser.add_argument(
+        "--pdev",
+        metavar="DEVICE=BACKING[,dev=MAJ:MIN][,ro]",
+        action="append",
+        default=[],
+        help="a device that tables may name; BACKING is a file, a block device, or ram:SIZE",
+    )
+    parser.add_argument(
+        "--personality", choices=get_args(Personality), default="auto", help="whose rules hold (default: auto)"
+    )
+    parser.add_argument("--major", type=int, help="device-mapper's block major (default: 253; 169 under netbsd)")
+
+
+def make_host(options: argparse.Namespace) -> Host:
+    """The host of `add_host_arguments`. ValueError or OSError tells of a bad --pdev."""
+    host = Host(options.personality, major=options.major)
+    for pdev in options.pdev:
+        host.add_pdev(pdev)
+    return host
+
+
+def listen(path: str, *, everyone: bool) -> socket.socket:
+    """Listen at `path`; the socket that a dead server left there is removed. OSError(EADDRINUSE) when one is alive.
+
+    `everyone`: any user may connect, to be judged by the server's policy; else the file's mode keeps others out.
+    """
+    listener = socket.socket(socket.AF_UNIX)
+    mask = os.umask(0o111 if everyone else 0o177)
+    try:
+        try:
+            listener.bind(path)
+        except OSError as failure:
+            if failure.errno != errno.EADDRINUSE or _alive(path):
+                raise OSError(failure.errno, failure.strerror, path) from None
+            os.unlink(path)
+            listener.bind(path)
+        listener.listen(1024)
+    except OSError:
+        listener.close()
+        raise
+    finally:
+        os.umask(mask)
+    listener.setblocking(False)
+    return listener
+
+
+def _alive(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            return False
+        except OSError:
+            return True
+    return True
+
+
+def inherited() -> socket.socket | None:
+    """The socket that the service manager listens on for us, if it does."""
+    if os.environ.get("LISTEN_PID") != str(os.getpid()) or not int(os.environ.get("LISTEN_FDS", "0")):
+        return None
+    for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"):
+        os.environ.pop(name, None)
+    os.set_inheritable(_FIRST_FD, False)
+    listener = socket.socket(fileno=_FIRST_FD)
+    listener.setblocking(False)
+    return listener
+
+
+def notify(state: str) -> None:
+    """Tell the service manager, if there is one."""
+    if path := os.environ.get("NOTIFY_SOCKET"):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+            try:
+                manager.sendto(state.encode(), "\0" + path[1:] if path.startswith("@") else path)
+            except OSError as failure:
+                _log.warning("NOTIFY_SOCKET %s: %s", path, failure.strerror)
+
+
+def main(options: argparse.Namespace) -> int:
+    logging.basicConfig(
+        level=logging.DEBUG if options.verbose else logging.INFO,
+        format="%(asctime)s %(levelname)s %(name)s %(message)s",
+    )
+    try:
+        return _serve(options)
+    except (OSError, ValueError, LookupError) as failure:
+        print(f"dmserver: {failure}", file=sys.stderr)
+        return 1
+
+
+def _serve(options: argparse.Namespace) -> int:
+    host = make_host(options)
+    store = Store(options.state, host) if options.state else None
+    if store is not None:
+        store.restore()
+    host.mapper.events.on_log(logging.getLogger("dmserver.kernel").info)
+    listener = inherited()
+    activated = listener is not None
+    if listener is None:
+        path = options.socket or default_socket()
+        listener = listen(path, everyone=bool(options.allow_uid or options.allow_read_uid))
+    else:
+        path = listener.getsockname()
+    loop = Loop()
+    server = Server(
+        host,
+        loop,
+        listener,
+        Policy(admins={0, os.geteuid(), *options.allow_uid}, readers=set(options.allow_read_uid)),
+        limit=options.limit or (NETBSD_LIMIT if host.personality == "netbsd" else LIMIT),
+        binary_limit=LIMIT,
+        before_replies=store.save_changes if store is not None else lambda: None,
+    )
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.on_signal(number, loop.stop)
+    print(f"ready: {path}", flush=True)
+    notify("READY=1")
+    loop.run()
+    notify("STOPPING=1")
+    server.close()
+    listener.close()
+    if not activated:
+        os.unlink(path)
+    if store is not None:
+        store.save()
+    loop.close()
+    host.close()
+    return 0
