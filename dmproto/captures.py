@@ -160,21 +160,22 @@ def _lines(stream: BinaryIO) -> Iterator[bytes]:
 
 def _plists(stream: BinaryIO, form: Form | None, command: Command | None, reply: bool) -> Iterator[Capture]:
     """Texts up to `</plist>` each; blanks and NULs between them are skipped. O(n)."""
-    buffer, base, seen = b"", 0, 0
+    buffer, base, seen = bytearray(), 0, 0
     while True:
         if (end := buffer.find(_END, seen)) >= 0:
             end += len(_END)
-            text = buffer[:end].lstrip(b" \t\r\n\0")
+            text = bytes(buffer[:end]).lstrip(b" \t\r\n\0")
             where = f"offset {base + end - len(text)}"
             yield Capture(data=text, form=form or detect(text), command=command, reply=reply, where=where)
-            base, buffer, seen = base + end, buffer[end:], 0
+            del buffer[:end]
+            base, seen = base + end, 0
             continue
         seen = max(0, len(buffer) - len(_END) + 1)
         _bound(len(buffer), f"offset {base}")
         if not (chunk := stream.read(1 << 20)):
             break
         buffer += chunk
-    if rest := buffer.strip(b" \t\r\n\0"):
+    if rest := bytes(buffer).strip(b" \t\r\n\0"):
         yield Capture(data=rest, form=form or detect(rest), command=command, reply=reply, where=f"offset {base}")
 
 

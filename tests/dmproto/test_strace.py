@@ -29,8 +29,8 @@ def test_table_load() -> None:
         f"ioctl(3, DM_TABLE_LOAD, [{HEAD}dev=makedev(0xfd, 0x1), target_count=2, flags=DM_EXISTS_FLAG|"
         'DM_PERSISTENT_DEV_FLAG|0x800000}, {sector_start=0, length=16, target_type="\\x7a\\x65\\x72\\x6f", string=""}, '
         '{sector_start=16, length=8, target_type="linear", string="\\x31:0 0"}] => [{version=[4, 47, 0], '
-        'data_size=305, data_start=312, dev=makedev(0xfd, 0x1), name="x", target_count=0, open_count=0, event_nr=0, flags='
-        "DM_INACTIVE_PRESENT_FLAG}]) = 0"
+        'data_size=305, data_start=312, dev=makedev(0xfd, 0x1), name="x", target_count=0, open_count=0, event_nr=0, '
+        "flags=DM_INACTIVE_PRESENT_FLAG}]) = 0"
     )
     assert call.command.name == "TABLE_LOAD"
     assert call.request is not None
