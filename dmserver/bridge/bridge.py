@@ -45,8 +45,9 @@ class Bridge:
         self.paths = Paths(self.space, os.fsencode(self._root) + b"/shadow")
         self.files: Files = Files(self)
         self.changes: Changes = Changes(self)
+        host.mapper.call_soon = loop.call_soon_threadsafe
         self.control = ControlNodes(loop, host, host.mapper.events, self._observe, self._locate)
-        self._supervisors: list[Supervisor] = []
+        self._supervisors: set[Supervisor] = set()
         self._handlers: dict[int, tuple[str, Handler]] = {
             number: (name, self._handler(rule, name))
             for rule in SYSCALL_RULES
@@ -56,16 +57,15 @@ class Bridge:
         host.mapper.on_remove.append(lambda device: self._renamed(device.minor, device.name, library=False))
 
     def close(self) -> None:
-        for supervisor in self._supervisors:
+        for supervisor in tuple(self._supervisors):
             supervisor.close()
         self.control.close()
         shutil.rmtree(self._root, ignore_errors=True)
 
-    def supervise(self, listener: int) -> Supervisor:
-        """Answer what comes from a filter's listener, until it is closed."""
-        supervisor = Supervisor(self.loop, self._handlers, Listener(listener))
-        self._supervisors.append(supervisor)
-        return supervisor
+    def supervise(self, listener: int) -> None:
+        """Answer what comes from a filter's listener until the last process under it is gone. Closes `listener`."""
+        supervisor = Supervisor(self.loop, self._handlers, Listener(listener), self._supervisors.discard)
+        self._supervisors.add(supervisor)
 
     def _handler(self, rule: SyscallRule, name: str) -> Handler:
         room = self if rule.room == "bridge" else getattr(self, rule.room)

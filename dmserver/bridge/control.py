@@ -137,10 +137,13 @@ class ControlNodes:
 
     def _refresh(self) -> None:
         """Put a byte into each pipe, or take it out, as `dm_poll` demands."""
-        for node in self._nodes.values():
+        for name, node in tuple(self._nodes.items()):
             full = node.session.event_nr != self.events.global_nr
             if full and not node.full:
-                os.write(node.write_fd, b"\1")
+                try:
+                    os.write(node.write_fd, b"\1")
+                except BrokenPipeError:  # closed, and EPOLLERR not seen yet
+                    self._drop(name)
             elif node.full and not full:
                 fd = os.open(f"/proc/self/fd/{node.write_fd}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
                 os.read(fd, 1)

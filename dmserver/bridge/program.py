@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import select
 import shutil
@@ -41,7 +42,7 @@ class Program:
         """Start `argv`. OSError when it is not found, or when the kernel refuses the filter."""
         path = shutil.which(argv[0])
         if path is None:
-            raise FileNotFoundError(2, f"{argv[0]}: command not found")
+            raise FileNotFoundError(errno.ENOENT, "command not found", argv[0])
         self.status: int | None = None
         libc = ctypes.CDLL(None, use_errno=True)
         libc.prctl(PR_SET_CHILD_SUBREAPER, ctypes.c_ulong(1), ctypes.c_ulong(0), ctypes.c_ulong(0), ctypes.c_ulong(0))
@@ -75,8 +76,7 @@ class Program:
         loop.add(self._signalfd, select.EPOLLIN, signalled)
 
     def close(self) -> None:
-        """Close what `watch` and the supervisor read from; signals act on this process again."""
-        os.close(self.listener)
+        """Signals act on this process again."""
         os.close(self._signalfd)
         signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
 

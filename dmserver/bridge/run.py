@@ -31,15 +31,15 @@ def main(args: argparse.Namespace) -> int:
     if not argv:
         print("dmserver run: no program given", file=sys.stderr)
         return 125
-    try:
-        program = Program(argv)
-    except OSError as error:
-        print(f"dmserver run: {error.strerror or error}", file=sys.stderr)
-        return 127 if isinstance(error, FileNotFoundError) else 125
     loop = Loop()
     host = Host()
-    for pdev in args.pdev:
-        host.add_pdev(pdev)
+    try:
+        for pdev in args.pdev:
+            host.add_pdev(pdev)
+        program = Program(argv)
+    except (OSError, ValueError) as error:
+        print(f"dmserver run: {error}", file=sys.stderr)
+        return 127 if isinstance(error, FileNotFoundError) and error.filename == argv[0] else 125
     bridge = Bridge(loop, host)
     try:
         bridge.supervise(program.listener)

@@ -15,6 +15,7 @@ Rules of this room:
 from __future__ import annotations
 
 import errno
+import os
 import select
 import traceback
 from collections.abc import Callable
@@ -94,10 +95,17 @@ class _Parked:
 
 
 class Supervisor:
-    """`handlers` by system call number: (name, handler)."""
+    """`handlers` by system call number: (name, handler). `ended` is told when no process is left, or at `close`."""
 
-    def __init__(self, loop: Loop, handlers: dict[int, tuple[str, Handler]], listener: Listener) -> None:
+    def __init__(
+        self,
+        loop: Loop,
+        handlers: dict[int, tuple[str, Handler]],
+        listener: Listener,
+        ended: Callable[[Supervisor], None],
+    ) -> None:
         self.loop = loop
+        self._ended = ended
         self.handlers = handlers
         self.listener = listener
         self._callers: dict[int, Caller] = {}
@@ -112,6 +120,8 @@ class Supervisor:
         for caller in self._callers.values():
             caller.close()
         self._callers.clear()
+        os.close(self.listener.fd)
+        self._ended(self)
 
     def forget(self, tid: int) -> None:
         """The thread gets another memory: what is known of it is void."""
@@ -132,7 +142,7 @@ class Supervisor:
 
     def _ready(self, events: int) -> None:
         if not events & select.EPOLLIN:  # the last process under the filter is gone
-            self.loop.modify(self.listener.fd, 0)
+            self.close()
             return
         received = self.listener.receive()
         if received is None:

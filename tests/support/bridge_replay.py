@@ -1,0 +1,116 @@
+"""Replay of recorded program runs under the bridge: what each prints and how it exits, against the real kernel's.
+
+`python -m support.bridge_replay FILE...` replays and prints each `Outcome` as a line of JSON; so a test can do it as
+another user.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from support.targets import pattern
+
+from dmserver.testing import PrivateServer
+
+VECTORS = Path(__file__).parents[2] / "specs" / "vectors" / "linux"
+PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
+
+#: What differs between two runs on a real kernel as well: (pattern, replacement, reason).
+MASKS: tuple[tuple[str, str, str], ...] = (
+    (r"(?m)^[\w-]+ +v\d+\.\d+\.\d+\n", "", "target types: those that this device-mapper has, not what modprobe loaded"),
+    (r"\w{3} \d\d \d\d:\d\d", "DATE", "dates of nodes"),
+    (r"(?m)^total \d+$", "total", "sizes of directories"),
+    (r"(?m)^(d\S+ +)\d+( \S+ +\S+ +)\d+", r"\1N\2N", "sizes of directories"),
+)
+
+#: Files whose sessions are all device-mapper's own programs.
+SESSIONS = ("dmsetup_basic", "dmsetup_nodes")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One step: `differences` by field, expected and got; empty when all is equal."""
+
+    file: str
+    line: int
+    words: str
+    differences: dict[str, tuple[Any, Any]]
+
+
+def replay(file: str) -> Iterator[Outcome]:
+    """Run the steps of a session in order on one private device-mapper."""
+    with tempfile.TemporaryDirectory(prefix="dm") as directory, PrivateServer() as server:
+        for pdev in guest_disks(Path(directory)):
+            server.call(lambda pdev=pdev: server.host.add_pdev(pdev))
+        for line, text in enumerate((VECTORS / f"{file}.jsonl").read_text().splitlines(), 1):
+            step = json.loads(text)
+            if step["op"] in ("pattern", "zero"):
+                fill(server, step)
+            elif argv := words_of(step):
+                yield outcome(server, file, line, step, argv, directory)
+
+
+def guest_disks(directory: Path) -> Iterator[str]:
+    """The disks of the recorded guest (specs/vectors/README.md)."""
+    for number in range(16):
+        yield f"/dev/ram{number}=ram:8M,dev=1:{number}"
+    for number in range(8):
+        image = directory / f"loop{number}"
+        image.touch()
+        os.truncate(image, (8 if number < 4 else 64) << 20)
+        yield f"/dev/loop{number}={image},dev=7:{number}"
+
+
+def fill(server: PrivateServer, step: dict[str, Any]) -> None:
+    major, minor = map(int, step["dev"].split(":"))
+    disk = server.host.mapper.disks.by_dev((major, minor))
+    assert disk is not None
+    data = pattern(step["seed"], 0, disk.size) if step["op"] == "pattern" else bytes(disk.bytes)
+    os.pwrite(disk.fd, data, 0)
+
+
+def words_of(step: dict[str, Any]) -> list[str]:
+    match step["op"]:
+        case "dmsetup":
+            return ["sh", "-c", f"{step.get('pre', '')}dmsetup {step['args']}"]
+        case "run":
+            return list(step["argv"])
+        case "exec":
+            return ["sh", "-c", step["sh"]]
+    return []
+
+
+def outcome(
+    server: PrivateServer, file: str, line: int, step: dict[str, Any], argv: list[str], directory: str
+) -> Outcome:
+    env = {"PATH": PATH, "LC_ALL": "C", **(step.get("env") or {})}
+    try:
+        done = server.run(*argv, env=env, cwd=directory, input=step.get("stdin") or "", check=False, timeout=30)
+        got: dict[str, Any] = {"exit": done.returncode, "stdout": done.stdout, "stderr": done.stderr}
+    except subprocess.TimeoutExpired:
+        got = {"exit": "timeout", "stdout": "", "stderr": ""}
+    wanted = {key: step[key] for key in got}
+    differences = {key: (wanted[key], got[key]) for key in got if masked(wanted[key]) != masked(got[key])}
+    return Outcome(file, line, argv[-1] if argv[0] == "sh" else " ".join(argv), differences)
+
+
+def masked(value: Any) -> Any:
+    if isinstance(value, str):
+        for found, instead, _ in MASKS:
+            value = re.sub(found, instead, value)
+    return value
+
+
+if __name__ == "__main__":
+    for name in sys.argv[1:]:
+        for result in replay(name):
+            print(json.dumps(asdict(result)), flush=True)
