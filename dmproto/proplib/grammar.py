@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import re
 from binascii import a2b_base64
-from enum import Enum
+from enum import Enum, auto
 from typing import NamedTuple, NoReturn
 
 from ..errors import BadPlist
@@ -39,12 +39,12 @@ _TAG = re.compile(
 )
 _CONTENT = re.compile(r"[^<]*+")
 _BLANKS = _GAP.fullmatch
-_ENTITY = re.compile(r"&(?:(amp|lt|gt|apos|quot);)?")
-_ENTITIES = {"amp": "&", "lt": "<", "gt": ">", "apos": "'", "quot": '"'}
+_NO_ENTITY = re.compile(r"&(?!(?:amp|lt|gt|apos|quot);)")
+#: `&amp;` comes last, for `&amp;lt;` is `&lt;`.
+_ENTITIES = [("&lt;", "<"), ("&gt;", ">"), ("&apos;", "'"), ("&quot;", '"'), ("&amp;", "&")]
 #: What strtoll(3) of base 0 takes: isspace(3) blanks, a sign, then hexadecimal, octal or decimal digits.
 _NUMBER = re.compile(r"[ \t\n\v\f\r]*+([+-]?+)(?:0[xX]([0-9a-fA-F]++)|(0[0-7]*+)|([1-9][0-9]*+))")
 _DATA = re.compile(rf"([A-Za-z0-9+/ \t\r\n]*+)(=?+){_BLANK}*+(=?+){_BLANK}*+").fullmatch
-_NO_BLANKS = {ord(blank): None for blank in " \t\r\n"}
 _PADDING = {0: "", 2: "==", 3: "="}  #: by the number of digits beyond the last whole group of four
 _SCALARS = {"string", "integer", "data", "true", "false"}
 
@@ -52,9 +52,9 @@ _SCALARS = {"string", "integer", "data", "true", "false"}
 class Kind(Enum):
     """Which tags the place allows (_prop_tag_type_t)."""
 
-    START = "a start tag"
-    END = "a closing tag"
-    EITHER = "a tag"
+    START = auto()
+    END = auto()
+    EITHER = auto()
 
 
 class Tag(NamedTuple):
@@ -176,13 +176,13 @@ class Reader:
 
     def string(self, raw: str, start: int) -> str:
         """The text of a string or key (_prop_object_internalize_decode_string); `raw` stands at `start`."""
-
-        def entity(match: re.Match[str]) -> str:
-            if match[1] is None:
-                self.fail("expected &amp; &lt; &gt; &apos; or &quot;", start + match.start())
-            return _ENTITIES[match[1]]
-
-        return _ENTITY.sub(entity, raw)
+        if "&" not in raw:
+            return raw
+        if (bad := _NO_ENTITY.search(raw)) is not None:
+            self.fail("expected &amp; &lt; &gt; &apos; or &quot;", start + bad.start())
+        for entity, character in _ENTITIES:
+            raw = raw.replace(entity, character)
+        return raw
 
     def number(self, raw: str, start: int) -> int:
         """A number (_prop_number_internalize): `0x` makes it unsigned, so does a decimal over INT64_MAX."""
@@ -207,7 +207,7 @@ class Reader:
         match = _DATA(raw)
         if match is None:
             self.fail("expected base64", start)
-        digits = match[1].translate(_NO_BLANKS)
+        digits = "".join(match[1].split())
         padding = match[2] + match[3]
         if padding != _PADDING.get(len(digits) % 4):
             self.fail("base64 ends within a byte or is padded wrongly", start)
