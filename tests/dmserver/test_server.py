@@ -1,0 +1,211 @@
+"""The socket: three forms, order, limits, bad input, who may come in."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import socket
+import struct
+from collections.abc import Iterator
+
+import pytest
+from support.serving import Served, served
+
+from dmproto import linux, proplib
+from dmproto.commands import BY_NAME
+from dmproto.records import Header, Message
+from dmproto.stream import binary_request
+from dmserver.client import Client, CommandError
+from dmserver.server import HIGH_WATER, Policy
+
+
+@pytest.fixture
+def server() -> Iterator[Served]:
+    with served() as running:
+        running.host.add_pdev("/dev/ram0=ram:1M")
+        yield running
+
+
+def plist(command: str, **keys: object) -> bytes:
+    return proplib.dumps({"command": command, "version": [4, 0, 0], **keys})  # type: ignore[dict-item]
+
+
+def jsoned(command: str, **keys: object) -> bytes:
+    return json.dumps({"command": command, "version": [4, 0, 0], **keys}).encode()
+
+
+def binary(word: str, **fields: object) -> bytes:
+    header = Header(version=(4, 0, 0), **fields)  # type: ignore[arg-type]
+    buffer = linux.build(Message(command=BY_NAME[word], header=header, size=16384))
+    return binary_request(BY_NAME[word].ioctl, buffer)
+
+
+def plists(data: bytes) -> list[dict[str, object]]:
+    texts = data.split(b"</plist>\n")
+    assert texts.pop() == b""
+    replies = [proplib.loads(text + b"</plist>\n") for text in texts]
+    return [reply for reply in replies if isinstance(reply, dict)]
+
+
+def test_pipelined_requests_of_all_forms_are_answered_in_order(server: Served) -> None:
+    requests = [plist("create", name="a"), b" \n\0", jsoned("create", name="b"), binary("DEV_STATUS", name="b")]
+    reply = server.exchange(b"".join(requests * 2))
+    first = reply.index(b"</plist>\n") + 9
+    assert plists(reply[:first])[0]["name"] == "a"
+    end = reply.index(b"\n", first) + 1
+    assert json.loads(reply[first:end])["minor"] == 1
+    mark, result, size = struct.unpack_from("<4siI", reply, end)
+    assert (mark, result) == (b"DMIO", 0)
+    assert linux.parse_header(reply[end + 12 : end + 12 + size]).dev == 253 << 8 | 1
+    rest = reply[end + 12 + size :]
+    assert plists(rest[: rest.index(b"</plist>\n") + 9])[0]["errno"] == errno.EEXIST
+
+
+def test_any_split_of_the_bytes_gives_the_same_replies(server: Served) -> None:
+    request = plist("names") + jsoned("names") + binary("LIST_DEVICES")
+    whole = server.exchange(request)
+    with server.connect() as connection:
+        for byte in request:
+            connection.sendall(bytes([byte]))
+        connection.shutdown(socket.SHUT_WR)
+        assert b"".join(iter(lambda: connection.recv(1 << 16), b"")) == whole
+
+
+@pytest.mark.parametrize(
+    ("data", "number"),
+    [
+        (b"<plist><dict></plist>", errno.EIO),
+        (b"<plist><array/></plist>", errno.EIO),
+        (b"<plist>nonsense</plist>", errno.EIO),
+        (b"<plist><dict/></plist>", errno.EIO),
+        (b"<plist><dict><key>command</key><string>x</string></dict></plist>", errno.EIO),
+    ],
+)
+def test_a_malformed_plist_is_answered_and_the_connection_goes_on(server: Served, data: bytes, number: int) -> None:
+    wrong, right = plists(server.exchange(data + plist("names")))
+    assert wrong["errno"] == number
+    assert isinstance(wrong["error"], str)
+    assert right["cmd_data"] == []
+
+
+def test_malformed_json_is_answered_in_json(server: Served) -> None:
+    wrong, right = server.exchange(b'{"command" "names"}' + jsoned("names")).splitlines()
+    assert json.loads(wrong)["errno"] == errno.EIO
+    assert json.loads(right)["cmd_data"] == []
+
+
+@pytest.mark.parametrize("data", [b"nonsense", b"\xff", b"DMIX" + bytes(8), b"]"])
+def test_what_is_no_message_is_answered_once_and_the_connection_closes(server: Served, data: bytes) -> None:
+    (reply,) = plists(server.exchange(data + plist("names")))
+    assert reply["errno"] == errno.EINVAL
+
+
+def test_a_stream_that_ends_within_a_message_is_answered(server: Served) -> None:
+    (reply,) = plists(server.exchange(plist("names")[:-20]))
+    assert reply["errno"] == errno.EIO
+
+
+def test_a_message_too_large_is_answered_and_the_connection_goes_on() -> None:
+    with served("netbsd", limit=131072, binary_limit=1000) as server:
+        pad = "x" * 131072
+        fits = plist("names", pad="x" * (131071 - len(plist("names", pad="x")) + 1))
+        assert len(fits) == 131071
+        replies = plists(server.exchange(plist("names", pad=pad) + fits))
+        assert [reply.get("errno") for reply in replies] == [errno.E2BIG, None]
+        reply = server.exchange(binary_request(0xC138FD00, bytes(1000)) + plist("names"))
+        assert reply.startswith(struct.pack("<4siI", b"DMIO", -errno.E2BIG, 0))
+        assert len(plists(reply[12:])) == 1
+
+
+def test_a_waiting_command_holds_up_its_own_connection_only(server: Served) -> None:
+    with Client(server.path) as client, server.connect() as waiting:
+        client.create("a")
+        client.reload("a", [(0, 8, "linear", "/dev/ram0 0")])
+        client.resume("a")
+        waiting.sendall(plist("waitevent", name="a", event_nr=0) + plist("names"))
+        assert client.names() == [("a", 0)]
+        server.loop.call_soon_threadsafe(server.host.mapper.devices[0].event)
+        data = b""
+        while data.count(b"</plist>") < 2:
+            data += waiting.recv(1 << 16)
+        event, names = plists(data)
+        assert event["event_nr"] == 1
+        assert names["cmd_data"] == [{"name": "a", "dev": 0}]
+
+
+def test_a_waiting_command_is_given_up_when_the_peer_goes(server: Served) -> None:
+    with Client(server.path) as client:
+        client.create("a")
+        with server.connect() as waiting:
+            waiting.sendall(plist("waitevent", name="a", event_nr=0))
+            assert client.names() == [("a", 0)]
+        client.remove("a")
+        assert client.names() == []
+
+
+def test_a_peer_that_does_not_read_is_not_read_from(server: Served) -> None:
+    with Client(server.path) as client, server.connect() as stuck:
+        for number in range(200):
+            client.create(f"a-rather-long-name-of-a-device-{number}")
+        stuck.setblocking(False)
+        assert _send_until_full(stuck, plist("names") * 100) < 64 * HIGH_WATER
+        assert len(client.names()) == 200
+        stuck.settimeout(30)
+        (first, *_) = plists(_one_plist(stuck))
+        assert len(first["cmd_data"]) == 200  # type: ignore[arg-type]
+
+
+def _send_until_full(connection: socket.socket, data: bytes) -> int:
+    sent = 0
+    while sent < 64 * HIGH_WATER:
+        try:
+            sent += connection.send(data)
+        except BlockingIOError:
+            break
+    return sent
+
+
+def _one_plist(connection: socket.socket) -> bytes:
+    data = b""
+    while b"</plist>\n" not in data:
+        data += connection.recv(1 << 16)
+    return data[: data.index(b"</plist>\n") + 9]
+
+
+def test_a_stranger_is_not_let_in() -> None:
+    with served(policy=Policy(admins={os.geteuid() + 1})) as server, server.connect() as connection:
+        assert connection.recv(100) == b""
+
+
+def test_a_reader_may_look_but_not_touch() -> None:
+    with served(policy=Policy(admins=(), readers={os.geteuid()})) as server:
+        with Client(server.path) as client:
+            assert client.names() == []
+            with pytest.raises(CommandError) as refused:
+                client.create("a")
+            assert refused.value.errno == errno.EPERM
+        assert server.exchange(binary("VERSION")) == struct.pack("<4siI", b"DMIO", -errno.EACCES, 0)
+
+
+def test_the_log_never_holds_parameters(server: Served, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("DEBUG")
+    key = "000102030405060708090a0b0c0d0e0f"
+    entry = {"start": 0, "length": 8, "type": "linear", "params": f"x{key}"}
+    with Client(server.path) as client:
+        client.create("secret")
+        with pytest.raises(CommandError):
+            client.command("reload", name="secret", cmd_data=[entry])
+        with pytest.raises(CommandError):
+            client.message("secret", f"key set {key}")
+    assert "secret" in caplog.text
+    assert key not in caplog.text
+
+
+def test_the_server_survives_a_handler_that_fails(server: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object) -> None:
+        raise RuntimeError("unforeseen")
+
+    monkeypatch.setattr(server.host.linux, "ioctl", fail)
+    assert server.exchange(binary("VERSION")) == b""
+    assert len(plists(server.exchange(plist("names")))) == 1
