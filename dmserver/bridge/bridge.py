@@ -13,6 +13,7 @@ from dmproto.records import huge_decode
 from dmserver.host import Host
 from dmserver.loop import Loop
 
+from .blockioctl import BlockIoctls
 from .caller import Caller
 from .changes import Changes
 from .control import ControlNodes
@@ -20,6 +21,7 @@ from .devices import Devices
 from .files import Files
 from .namespace import Namespace
 from .nodes import ABSENT, Dir, File, Node, Special, attributes
+from .opens import Opens
 from .paths import Paths, Place
 from .rules import DM_TYPE, SYSCALL_RULES, SyscallRule
 from .seccomp import Listener
@@ -47,6 +49,8 @@ class Bridge:
         self.changes: Changes = Changes(self)
         host.mapper.call_soon = loop.call_soon_threadsafe
         self.control = ControlNodes(loop, host, host.mapper.events, self._observe, self._locate)
+        self.opens = Opens()
+        self.block_ioctls = BlockIoctls(loop)
         self._supervisors: set[Supervisor] = set()
         self._handlers: dict[int, tuple[str, Handler]] = {
             number: (name, self._handler(rule, name))
@@ -60,6 +64,7 @@ class Bridge:
         for supervisor in tuple(self._supervisors):
             supervisor.close()
         self.control.close()
+        self.opens.close()
         shutil.rmtree(self._root, ignore_errors=True)
 
     def supervise(self, listener: int) -> None:
@@ -76,8 +81,10 @@ class Bridge:
 
     def ioctl(self, call: Call) -> int | Outcome:
         if call.args[1] >> 8 & 0xFF == DM_TYPE:
+            self.opens.sweep()
             return self.control.ioctl(call)
-        return CONTINUE
+        device = self.opens.device_of(call.caller, call.fd(0), call.caller.link(f"fd/{call.fd(0)}"))
+        return CONTINUE if device is None else self.block_ioctls.answer(call, device)
 
     def forget(self, call: Call) -> Outcome:
         call.supervisor.forget(call.caller.tid)
@@ -92,14 +99,19 @@ class Bridge:
         """Open a device node."""
         if node.kind == stat.S_IFCHR:
             return self.control.open(call, cloexec=bool(flags & os.O_CLOEXEC))
-        return -errno.ENXIO
+        device = self.devices.by_dev(node.dev)
+        return -errno.ENXIO if device is None else self.opens.open(call, device, flags)
 
     def attributes_of_fd(self, caller: Caller, fd: int) -> dict[str, int] | None:
         """What fstat says of a descriptor that we handed over; None for any other."""
         link = caller.link(f"fd/{fd}")
         if self.control.is_node(link):
             return attributes(b"/dev/mapper/control", self.space.find(b"/dev/mapper/control"))  # type: ignore[arg-type]
-        if (path := self.paths.unshadow(link)) is not None:
+        if device := self.opens.device_of(caller, fd, link):
+            path = os.fsencode(device.path)
+            return attributes(path, self.space.find(path) or Special(stat.S_IFBLK, device.dev))  # type: ignore[arg-type]
+        if (shadowed := self.paths.unshadow(link)) is not None:
+            path = shadowed
             node = self.space.find(path)
             if isinstance(node, Dir | File):
                 return attributes(path, node)

@@ -1,0 +1,142 @@
+"""ioctls of block devices (linux/fs.h, linux/hdreg.h, linux/blkzoned.h, linux/loop.h).
+
+`IOCTLS` is the table; specs/bridge.md shows it. Any other ioctl of a looked-at type gets ENOTTY.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from dataclasses import dataclass
+from struct import Struct, calcsize, pack
+
+from dmserver.io.bio import Bio, Op
+from dmserver.io.blockdev import BlockDevice
+from dmserver.io.zeroout import issue_zeroout
+from dmserver.loop import Loop
+from dmserver.model.dm_dev import DmDev
+
+from .supervisor import ANSWERED, Call, Outcome
+from .sysfs import read_ahead_sectors
+
+__all__ = ["IOCTLS", "BlockIoctl", "BlockIoctls"]
+
+BLOCK_SIZE = 4096
+MAX_SECTORS = 255
+_RANGE = Struct("=QQ")  # bytes: offset, length
+
+
+@dataclass(frozen=True, slots=True)
+class BlockIoctl:
+    """One row. `value` is written back in the layout `form` (struct module); `act` does something, returns 0 or -errno,
+    or answers later."""
+
+    rung: int
+    name: str
+    answer: str
+    form: str = ""
+    value: Callable[[BlockDevice], object] | None = None
+    act: Callable[[BlockIoctls, Call, BlockDevice], int | Outcome] | None = None
+
+
+class BlockIoctls:
+    """Answers `IOCTLS`."""
+
+    def __init__(self, loop: Loop) -> None:
+        self.loop = loop
+
+    def answer(self, call: Call, device: BlockDevice) -> int | Outcome:
+        row = IOCTLS.get(call.args[1] & 0xFFFFFFFF)
+        if row is None:
+            return -errno.ENOTTY
+        if row.act is not None:
+            return row.act(self, call, device)
+        assert row.value is not None
+        value = row.value(device)
+        if value is None:
+            return -errno.ENOTTY
+        call.write(call.args[2], pack("=" + row.form, *(value if isinstance(value, tuple) else (value,))))
+        return 0
+
+    def later(self, call: Call) -> Callable[[int], None]:
+        """What a request calls with its errno, in any thread, to answer `call`."""
+        return lambda error: self.loop.call_soon_threadsafe(lambda: call.finish(-error))
+
+
+def _range(call: Call, device: BlockDevice) -> tuple[int, int]:
+    """The (offset, length) argument in sectors. OSError(EINVAL) unless it is aligned and inside the device."""
+    offset, length = _RANGE.unpack(call.caller.read_exactly(call.args[2], _RANGE.size))
+    if (offset | length) % device.limits.logical_block_size or not length or offset + length > device.bytes:
+        raise OSError(errno.EINVAL, "range of bytes")
+    return offset // 512, length // 512
+
+
+def _discard(ioctls: BlockIoctls, call: Call, device: BlockDevice) -> int | Outcome:
+    if not device.limits.discard:
+        return -errno.EOPNOTSUPP
+    sector, count = _range(call, device)
+    done = ioctls.later(call)
+    device.submit_bio(Bio(Op.DISCARD, sector, count, None, lambda bio: done(bio.error), bdev=device))
+    return ANSWERED
+
+
+def _zeroout(ioctls: BlockIoctls, call: Call, device: BlockDevice) -> int | Outcome:
+    sector, count = _range(call, device)
+    issue_zeroout(device, sector, count, ioctls.later(call))
+    return ANSWERED
+
+
+def _flush(ioctls: BlockIoctls, call: Call, device: BlockDevice) -> int | Outcome:
+    done = ioctls.later(call)
+    device.submit_bio(Bio(Op.FLUSH, 0, 0, None, lambda bio: done(0), bdev=device))
+    return ANSWERED
+
+
+def _set_read_only(ioctls: BlockIoctls, call: Call, device: BlockDevice) -> int:
+    device.read_only = any(call.caller.read_exactly(call.args[2], calcsize("i")))
+    return 0
+
+
+def _refuse(number: int) -> Callable[[BlockIoctls, Call, BlockDevice], int]:
+    return lambda ioctls, call, device: -number
+
+
+def _nothing(ioctls: BlockIoctls, call: Call, device: BlockDevice) -> int:
+    return 0
+
+
+def _geometry(device: BlockDevice) -> tuple[int, ...] | None:
+    if not isinstance(device, DmDev):
+        return None
+    cylinders, heads, sectors, start = device.geometry
+    return heads, sectors, cylinders, start
+
+
+_I = BlockIoctl
+
+IOCTLS: dict[int, BlockIoctl] = {
+    0x1268: _I(2, "BLKSSZGET", "logical block size", "i", lambda d: d.limits.logical_block_size),
+    0x80081272: _I(2, "BLKGETSIZE64", "size in bytes", "Q", lambda d: d.bytes),
+    0x1260: _I(2, "BLKGETSIZE", "size in sectors", "Q", lambda d: d.size),
+    0x0301: _I(2, "HDIO_GETGEO", "geometry of a mapped device, else ENOTTY", "BBH4xQ", _geometry),
+    0x125E: _I(3, "BLKROGET", "1 when read-only", "i", lambda d: int(d.read_only)),
+    0x125D: _I(3, "BLKROSET", "sets read-only", act=_set_read_only),
+    0x1263: _I(3, "BLKRAGET", "read-ahead in sectors", "Q", read_ahead_sectors),
+    0x1262: _I(3, "BLKRASET", "0", act=_nothing),
+    0x80041284: _I(3, "BLKGETZONESZ", "0: not zoned", "I", lambda d: 0),
+    0x80041285: _I(3, "BLKGETNRZONES", "0: not zoned", "I", lambda d: 0),
+    0x127B: _I(3, "BLKPBSZGET", "physical block size", "I", lambda d: d.limits.physical_block_size),
+    0x127F: _I(3, "BLKZEROOUT", "zeroes the range", act=_zeroout),
+    0x1261: _I(3, "BLKFLSBUF", "flushes", act=_flush),
+    0x1278: _I(4, "BLKIOMIN", "minimum I/O size", "I", lambda d: d.limits.io_min),
+    0x1279: _I(4, "BLKIOOPT", "optimal I/O size", "I", lambda d: d.limits.io_opt),
+    0x127A: _I(4, "BLKALIGNOFF", "0", "i", lambda d: 0),
+    0x80081270: _I(8, "BLKBSZGET", "4096", "i", lambda d: BLOCK_SIZE),
+    0x40081271: _I(8, "BLKBSZSET", "0", act=_nothing),
+    0x1267: _I(8, "BLKSECTGET", "255", "H", lambda d: MAX_SECTORS),
+    0x127C: _I(8, "BLKDISCARDZEROES", "0", "I", lambda d: 0),
+    0x127E: _I(8, "BLKROTATIONAL", "whether it turns", "H", lambda d: int(d.limits.rotational)),
+    0x1277: _I(8, "BLKDISCARD", "discards the range; EOPNOTSUPP", act=_discard),
+    0x127D: _I(8, "BLKSECDISCARD", "EOPNOTSUPP", act=_refuse(errno.EOPNOTSUPP)),
+    0x125F: _I(8, "BLKRRPART", "EINVAL: no partitions", act=_refuse(errno.EINVAL)),
+}

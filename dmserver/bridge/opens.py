@@ -1,0 +1,123 @@
+"""Open block devices of clients: which descriptor they get in the device's place, and when it is closed.
+
+A disk gives its backing file, a mapped device the file of a FUSE mount; reading, writing, mmap and AIO on them are the
+kernel's work. Rules:
+
+1. What is handed over is a fresh open file description with two marks that nothing else makes: the signal of
+   F_SETSIG tells it from an ordinary open of the same file, and an open-file-description lock far behind every end
+   tells, once it is gone, that the last descriptor was closed.
+2. The device counts an opener from the open until `sweep` finds the lock gone. Whoever looks at openers sweeps first.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import itertools
+import os
+from dataclasses import dataclass
+from struct import Struct
+
+from dmserver.io.blockdev import BlockDevice
+from dmserver.io.disk import Disk
+
+from .caller import Caller
+from .supervisor import ANSWERED, Call, Outcome
+
+__all__ = ["Opens"]
+
+F_SETSIG, F_GETSIG = 10, 11
+F_OFD_GETLK, F_OFD_SETLK = 36, 37
+MARK = 63  #: a signal that is never sent: nobody sets O_ASYNC
+FIRST_LOCK = 1 << 62
+_FLOCK = Struct("@hhqqi4x")  # struct flock: l_type, l_whence, l_start, l_len, l_pid
+_FORGET = os.O_EXCL | os.O_CREAT | os.O_TRUNC | os.O_NOATIME | os.O_NOCTTY | os.O_NOFOLLOW | os.O_DIRECTORY
+
+
+@dataclass(slots=True, eq=False)
+class _Open:
+    device: BlockDevice
+    holder: object | None
+    probe: int
+    lock: int
+
+
+class Opens:
+    """All open block devices of all clients."""
+
+    def __init__(self) -> None:
+        self._opens: list[_Open] = []
+        self._locks = itertools.count(FIRST_LOCK)
+        self._by_link: dict[bytes, BlockDevice] = {}
+
+    def close(self) -> None:
+        for opened in tuple(self._opens):
+            self._end(opened)
+
+    def open(self, call: Call, device: BlockDevice, flags: int) -> int | Outcome:
+        """Answer an open of a block device. OSError: EBUSY when an exclusive open meets another holder, EACCES."""
+        self.sweep()
+        writing = flags & os.O_ACCMODE != os.O_RDONLY
+        if writing and device.read_only and isinstance(device, Disk):
+            return -errno.EACCES
+        holder = object() if flags & os.O_EXCL else None
+        device.open(holder=holder)
+        fd = -1
+        try:
+            fd = _reopen(_data_path(device), flags & ~_FORGET)
+            probe = os.open(f"/proc/self/fd/{fd}", os.O_RDWR if writing else os.O_RDONLY)
+        except OSError:
+            device.close(holder=holder)
+            if fd >= 0:
+                os.close(fd)
+            raise
+        opened = _Open(device, holder, probe, next(self._locks))
+        self._opens.append(opened)
+        try:
+            fcntl.fcntl(fd, F_SETSIG, MARK)
+            kind = fcntl.F_WRLCK if writing else fcntl.F_RDLCK
+            fcntl.fcntl(fd, F_OFD_SETLK, _FLOCK.pack(kind, os.SEEK_SET, opened.lock, 1, 0))
+            self._by_link[os.fsencode(os.readlink(f"/proc/self/fd/{fd}"))] = device
+            call.hand_over(fd, cloexec=bool(flags & os.O_CLOEXEC))
+        finally:
+            os.close(fd)
+        return ANSWERED
+
+    def device_of(self, caller: Caller, fd: int, link: bytes) -> BlockDevice | None:
+        """The device behind a caller's descriptor, whose /proc link is `link`; None when it is no such thing."""
+        device = self._by_link.get(link)
+        if device is None:
+            return None
+        ours = caller.borrow(fd)
+        try:
+            return device if fcntl.fcntl(ours, F_GETSIG) == MARK else None
+        finally:
+            os.close(ours)
+
+    def sweep(self) -> None:
+        """Notice what was closed."""
+        for opened in tuple(self._opens):
+            asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, opened.lock, 1, 0)
+            if _FLOCK.unpack(fcntl.fcntl(opened.probe, F_OFD_GETLK, asked))[0] == fcntl.F_UNLCK:
+                self._end(opened)
+
+    def _end(self, opened: _Open) -> None:
+        self._opens.remove(opened)
+        os.close(opened.probe)
+        opened.device.close(holder=opened.holder)
+
+
+def _data_path(device: BlockDevice) -> str:
+    if isinstance(device, Disk):
+        return f"/proc/self/fd/{device.fd}"
+    raise OSError(errno.ENXIO, os.strerror(errno.ENXIO), device.path)
+
+
+def _reopen(path: str, flags: int) -> int:
+    """A new description; without O_DIRECT where the file system does not take it."""
+    try:
+        return os.open(path, flags)
+    except OSError as error:
+        if error.errno != errno.EINVAL or not flags & os.O_DIRECT:
+            raise
+        return os.open(path, flags & ~os.O_DIRECT)
