@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from .vectors import expand
+
+__all__ = ["FILES", "VECTORS", "expand", "ioctls"]
+
 VECTORS = Path(__file__).parents[2] / "specs" / "vectors" / "linux"
 FILES = sorted(VECTORS.glob("*.jsonl"))
-
-
-def expand(text: str) -> bytes:
-    """`HEX*N:XX` is HEX and N bytes of value XX."""
-    match = re.fullmatch(r"([0-9a-f]*)(?:\*(\d+):([0-9a-f]{2}))?", text)
-    assert match, text
-    return bytes.fromhex(match[1]) + bytes.fromhex(match[3] or "") * int(match[2] or 0)
 
 
 def ioctls(path: Path) -> Iterator[dict[str, Any]]:
