@@ -13,6 +13,7 @@ from ..model.args import split_args
 from ..model.dm_dev import DmDev
 from ..model.dm_target import Target, TargetError
 from .linux_call import Call, Refusal
+from .linux_stats import STATS_MESSAGES
 
 __all__ = ["target_message"]
 
@@ -55,6 +56,13 @@ def _core_message(call: Call, device: DmDev, argv: list[str]) -> str | None:
             raise Refusal(errno.EINVAL, "Invalid arguments for @cancel_deferred_remove")
         device.deferred_remove = False
         return None
+    handler = STATS_MESSAGES.get(argv[0].lower())
+    if handler is not None:
+        try:
+            return handler(device, argv[1:], call.result_room())
+        except ValueError:
+            call.control.complain(f"stats: Invalid parameters for message {argv[0]}")
+            raise Refusal(errno.EINVAL) from None
     raise Refusal(errno.EINVAL, f"Unsupported message sent to DM core: {argv[0]}")
 
 

@@ -86,8 +86,8 @@ class MappedIo:
 
     @property
     def flattens(self) -> bool:
-        """Whether bios may pass this device by."""
-        return not self.blocked
+        """Whether bios may pass this device by: nobody holds or counts them."""
+        return not (self.blocked or self.device.stats)
 
     def block(self, drained: Callable[[], None], *, noflush: bool = False) -> bool:
         """Hold new bios from now on. True when none is under way; else `drained` is called once that is so, in
@@ -115,7 +115,7 @@ class MappedIo:
             run_flat(self._start, bio)
 
     def table_changed(self) -> None:
-        """Another table is live; nothing is under way."""
+        """Another table is live and nothing is under way, or bios are counted from now on."""
         with topology:
             self._retire_routes()
 
@@ -175,6 +175,8 @@ class MappedIo:
         elif bio.op is Op.DISCARD and not self.device.limits.discard:
             self._complete(bio, errno.EOPNOTSUPP)
         else:
+            if self.device.stats:
+                self.device.stats.watch(bio)
             _Split(self, table, bio).run()
 
     def _complete(self, bio: Bio, error: int) -> None:

@@ -11,6 +11,7 @@ from ..io.bio import Bio
 from ..io.blockdev import BlockDevice
 from ..io.mapped import MappedIo
 from .dm_table import DmTable
+from .stats import Stats
 
 if TYPE_CHECKING:
     from .mapper import Mapper
@@ -23,7 +24,7 @@ class DmDev(BlockDevice):
 
     `suspended`: bios are held. `event_nr` counts this device's events. `geometry` is (cylinders, heads, sectors,
     start). `has_disk`: the block device exists (Linux makes it at the first table load). `diskseq` numbers disks and is
-    never used again. `openers` is the open count.
+    never used again. `openers` is the open count. `stats` counts bios once somebody asked for it.
     """
 
     def __init__(self, mapper: Mapper, minor: int, name: str, uuid: str) -> None:
@@ -41,10 +42,17 @@ class DmDev(BlockDevice):
         self.removed = False
         self.geometry = (0, 0, 0, 0)
         self.event_nr = 0
+        self.stats: Stats | None = None
         self.io = MappedIo(self)
         self._suspending: list[Callable[[], None]] = []
         self._waiters: dict[int, Callable[[], None]] = {}
         self._waiter_ids = itertools.count()
+
+    def count_io(self) -> Stats:
+        """The statistics of this device; from now on bios go through them."""
+        if self.stats is None:
+            self.stats = Stats(self.mapper.work.now)
+        return self.stats
 
     @property
     def live(self) -> DmTable | None:

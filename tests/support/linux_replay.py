@@ -132,6 +132,7 @@ class LinuxReplay:
         self.jobs: dict[int, Job] = {}
         #: Numbers of devices and disks that an absent target type has to do with.
         self.tainted: set[str] = set()
+        self.in_program = False
         self.kmsg = Stream()
         self.uevents = Stream()
         self.mapper.events.on_log(self._logged)
@@ -152,16 +153,19 @@ class LinuxReplay:
             self.kmsg.ours.append(line)
 
     def _sent(self, env: dict[str, str]) -> None:
-        if env["SUBSYSTEM"] in ("block", "bdi"):
-            shown = ("ACTION", "SUBSYSTEM", "DM_COOKIE", "RESIZE", "DISK_RO", "MAJOR", "MINOR", "DEVNAME", "DEVTYPE")
-            block = env["SUBSYSTEM"] == "block"
-            self.uevents.ours.append([(key, env[key]) for key in (shown if block else shown[:2]) if key in env])
+        shown = [(key, value) for key, value in env.items() if key not in ("DEVPATH", "DISKSEQ", "SEQNUM")]
+        if env["SUBSYSTEM"] == "block" or not self.in_program:
+            self.uevents.ours.append(shown)
 
     def _expect(self, step: Step) -> None:
         self.kmsg.theirs += [line for line in step.get("kmsg") or () if line.startswith("device-mapper: ")]
-        self.uevents.theirs += [
-            list(event.items()) for event in step.get("uevents") or () if event["SUBSYSTEM"] in ("block", "bdi")
-        ]
+        self.uevents.theirs += [list(event.items()) for event in step.get("uevents") or () if self._is_ours(event)]
+
+    def _is_ours(self, event: dict[str, str]) -> bool:
+        """Programs also make loop devices; a bdi event does not tell whose it is."""
+        if event["SUBSYSTEM"] == "bdi":
+            return not self.in_program
+        return event["SUBSYSTEM"] == "block" and event["DEVNAME"].startswith("dm-")
 
     # -- running ----------------------------------------------------------------------------------------
 
@@ -180,9 +184,11 @@ class LinuxReplay:
         """Do one step; a program's ioctls are steps of their own."""
         op = step["op"]
         if op in ("dmsetup", "run", "readfile"):
+            self.in_program = op == "run"
             for ioctl in step.get("ioctls") or ():
                 yield self._compare(line, {"op": "ioctl", "uevents_elsewhere": True, **ioctl})
             self._quiet(step)
+            self.in_program = False
         elif op == "exec":
             self._quiet(step)
         else:
