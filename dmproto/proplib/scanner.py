@@ -29,11 +29,13 @@ from .lanes import (
     item,
     member,
 )
-from .objects import HEADER, MAX_DEPTH, MAX_SIZE, Container, Object, Unsigned
+from .objects import FOOTER, HEADER, MAX_DEPTH, MAX_SIZE, Container, Object, Unsigned
 
 __all__ = ["loads"]
 
 _TOP_TAGS = {"dictionary": "dict", "array": "array"}
+_USUAL_START = f"{HEADER}<dict>"
+_USUAL_END = f"\n{FOOTER.rstrip()}"
 
 
 def loads(
@@ -75,14 +77,17 @@ class _Scanner(Reader):
         self.alike: list[Object] = []  # the array that `shape` belongs to
 
     def plist(self, top: str | None, max_depth: int) -> Object:
-        if self.text.startswith(HEADER):
-            self.pos = len(HEADER)
+        outermost: Object
+        inner: Container | None
+        if top != "array" and self.text.startswith(_USUAL_START):
+            self.pos = len(_USUAL_START)
+            outermost = inner = {}
         else:
             self.start()
-        tag = self.tag(Kind.START, f"<{top}>" if top else "a value")
-        if top is not None and tag.name != top:
-            self.fail(f"expected <{top}>, found {tag}", tag.start)
-        outermost, inner = self.value(tag)
+            tag = self.tag(Kind.START, f"<{top}>" if top else "a value")
+            if top is not None and tag.name != top:
+                self.fail(f"expected <{top}>, found {tag}", tag.start)
+            outermost, inner = self.value(tag)
         stack = [] if inner is None else [inner]
         while stack:
             self.room = max_depth - len(stack)
@@ -95,7 +100,8 @@ class _Scanner(Reader):
             else:
                 stack.append(inner)
                 self.opened = self.pos
-        self.end("plist")
+        if not self.text.startswith(_USUAL_END, self.pos):
+            self.end("plist")
         return outermost
 
     def _fill_dictionary(self, members: dict[str, Object]) -> Container | None:
