@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
 
-from . import draft2008, libdm, linux, netbsd, proplib
+from . import draft2008, libdm, linux, netbsd, proplib, shortcut
 from .commands import Command, CommandFlag
 from .commands import command as find_command
 from .errors import BadDictionary, BadMessage, BadPlist, NotSayable
@@ -164,6 +164,17 @@ def convert(
         command = find_command(command)
     if profile is not None:
         return _profile(data, source, target, command, reply, profile)
+    if source is Form.BINARY and target is Form.PLIST and command is not None:
+        short = shortcut.say(data, command, reply=reply)
+    elif source is Form.PLIST and target is Form.BINARY:
+        short = shortcut.hear(data, reply=reply)
+    else:
+        short = None
+    return short or _convert(data, source, target, command, reply, strict)
+
+
+def _convert(data: bytes, source: Form, target: Form, command: Command | None, reply: bool, strict: bool) -> bytes:
+    """The long way."""
     obj: dict[str, Any]
     match source:
         case Form.BINARY:
@@ -220,7 +231,7 @@ def _dictionary(obj: object, command: Command | None) -> dict[str, Any]:
 
 def _number(obj: dict[str, Any], reply: bool) -> dict[str, Any]:
     """JSON does not tell signed from unsigned: known keys get the type that the schema gives them."""
-    message = to_message(obj, reply=reply)
+    message = replace(to_message(obj, reply=reply), keys=())
     typed = to_dictionary(message) if EXTENSION_KEY in obj else netbsd.build(message)
     return {key: typed[key] if key in typed and typed[key] == value else value for key, value in obj.items()}
 

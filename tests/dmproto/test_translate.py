@@ -2,16 +2,16 @@ import struct
 
 import pytest
 from hypothesis import given
-from hypothesis import strategies as st
+from support.buffers import buffers
 from support.vectors import linux_buffers, plists
 
 from dmproto import linux, netbsd, proplib, translate
-from dmproto.commands import BY_NAME, COMMANDS, Payload
+from dmproto.commands import BY_NAME
 from dmproto.errors import BadBinary, BadDictionary, BadMessage, BadPlist, NotSayable
 from dmproto.flags import DmFlag
 from dmproto.objects import same
 from dmproto.proplib import Unsigned
-from dmproto.records import DeviceEntry, Header, Message, TargetMessage, TargetSpec, TargetVersion
+from dmproto.records import Header, Message
 from dmproto.translate import Form, convert, from_binary, to_binary, to_dictionary, to_message
 
 
@@ -215,65 +215,6 @@ def test_the_profile_needs_a_direction_of_its_own():
         convert(data, source=None, target=Form.JSON, command="info", profile="libdm")
     with pytest.raises(ValueError, match="no profile 'lvm'"):
         convert(data, source=None, target=Form.PLIST, command="info", profile="lvm")
-
-
-TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=12) | st.binary(max_size=12).map(
-    lambda data: data.replace(b"\0", b"").decode("utf-8", "surrogateescape")
-)
-U32, U64 = st.integers(0, 2**32 - 1), st.integers(0, 2**64 - 1)
-NAMES = TEXT.filter(bool)
-SPECS = st.builds(
-    TargetSpec,
-    start=U64,
-    length=U64,
-    type=st.sampled_from(["linear", "x" * 16, ""]),
-    params=TEXT,
-    status=st.integers(-9, 9),
-)
-PAYLOADS = {
-    Payload.NONE: st.none(),
-    Payload.TARGET_SPECS: st.lists(SPECS, min_size=1, max_size=4).map(tuple),
-    Payload.NAME_LIST: st.lists(
-        st.builds(
-            DeviceEntry,
-            name=NAMES,
-            dev=st.tuples(st.sampled_from([253, 7]), st.integers(0, 2**20 - 1)),
-            event_nr=U32,
-            uuid=st.none() | TEXT,
-        ),
-        max_size=4,
-    ).map(tuple),
-    Payload.TARGET_VERSIONS: st.lists(
-        st.builds(TargetVersion, name=NAMES, version=st.tuples(U32, U32, U32)), max_size=4
-    ).map(tuple),
-    Payload.TARGET_DEPS: st.lists(U64, max_size=4).map(tuple),
-    Payload.TARGET_MSG: st.builds(TargetMessage, sector=U64, message=TEXT),
-    Payload.TEXT: TEXT,
-}
-
-
-@st.composite
-def buffers(draw):
-    """A command, whether it is a reply, and a buffer: canonical, or with bytes changed."""
-    command, reply = draw(st.sampled_from(COMMANDS)), draw(st.booleans())
-    payload = draw(PAYLOADS[command.gives if reply else command.takes])
-    header = draw(
-        st.builds(
-            Header,
-            version=st.sampled_from([(4, 0, 0), (4, 16, 0), (4, 47, 0), (0, 0, 0)]),
-            flags=U32,
-            open_count=st.integers(-(2**31), 2**31 - 1),
-            event_nr=U32,
-            padding=st.sampled_from([0, 1]),
-            dev=st.sampled_from([0, 0xFD00, 0xFD07, 0x10FD2C, 0x701]) | U64,
-            name=TEXT,
-            uuid=TEXT,
-        )
-    )
-    data = bytearray(linux.build(Message(command=command, reply=reply, header=header, payload=payload)))
-    for offset, value in draw(st.dictionaries(st.integers(0, len(data) - 1), st.integers(0, 255), max_size=3)).items():
-        data[offset] = value
-    return command, reply, bytes(data)
 
 
 @given(buffers())

@@ -34,16 +34,19 @@ def linux_buffers() -> tuple[tuple[Command, bool, bytes], ...]:
 
     A reply is there twice: what the kernel wrote, and the caller's whole buffer afterwards.
     """
+    steps = (step for record in records("linux/*.jsonl") for step in (record, *record.get("ioctls", ())))
+    texts = {
+        (step["cmd"], step["request"], step.get("written") or ""): None
+        for step in steps
+        if step.get("cmd") in BY_NAME and isinstance(step.get("request"), str)
+    }
     found: dict[tuple[Command, bool, bytes], None] = {}
-    for record in records("linux/*.jsonl"):
-        for step in (record, *record.get("ioctls", ())):
-            if step.get("cmd") not in BY_NAME or not isinstance(step.get("request"), str):
-                continue
-            command, request, written = BY_NAME[step["cmd"]], expand(step["request"]), expand(step.get("written") or "")
-            found[command, False, request] = None
-            if written:
-                found[command, True, written] = None
-                found[command, True, written + request[len(written) :]] = None
+    for name, *recorded in texts:
+        command, (request, written) = BY_NAME[name], map(expand, recorded)
+        found[command, False, request] = None
+        if written:
+            found[command, True, written] = None
+            found[command, True, written + request[len(written) :]] = None
     return tuple(found)
 
 

@@ -1,0 +1,408 @@
+"""The short way between a canonical buffer and the text of its dictionary, without objects in between.
+
+`say` writes the property list of an ordinary buffer, `hear` the buffer of an ordinary property list. Either answers
+None for whatever is not ordinary, and then `translate` goes the long way, which alone decides about errors and
+differences. Ordinary is a canonical buffer, and text as `proplib.dumps` writes it; a property test holds both ways
+equal.
+
+The layouts are made from the schemas: struct formats from `linux`, lines of text and regular expressions from the
+`netbsd` dictionaries. What is written here by hand are the loops, one for each kind of record. Both ways are O(n).
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Callable, Iterable
+from functools import cache, lru_cache
+from typing import Any
+
+from construct import Array, FormatField, Renamed, Struct
+
+from . import linux, netbsd
+from .commands import BY_VERB, Command, CommandFlag, Payload
+from .linux import DATA_OFFSET, EVENT_NR_SINCE, HEADER_SIZE, REQUEST_SIZE
+from .netbsd import DM_MAJOR, HEADER, WRITTEN, verb
+from .objects import Dictionary, Key, Number
+from .proplib import dumps
+from .schema import FixedText
+
+__all__ = ["hear", "say"]
+
+
+def _format(schema: Struct) -> struct.Struct:
+    """The fixed fields at the beginning of a C struct."""
+    codes = "<"
+    for sub in schema.subcons:
+        while isinstance(sub, Renamed):
+            sub = sub.subcon
+        match sub:
+            case FormatField():
+                codes += sub.fmtstr[1:]
+            case Array():
+                codes += f"{sub.count}{sub.subcon.fmtstr[1:]}"
+            case FixedText():
+                codes += f"{sub.size}s"
+            case _:
+                break
+    return struct.Struct(codes)
+
+
+def _line(key: Key, tabs: bytes) -> bytes:
+    """The text of a key, to be filled in with `%`. A string comes with its tag, for it may be empty."""
+    value = b"%b"
+    if isinstance(key.subcon, Number):
+        value = b"<integer>%d</integer>" if key.subcon.signed else b"<integer>0x%x</integer>"
+    return b"%b<key>%b</key>\n%b%b\n" % (tabs, key.name.encode(), tabs, value)
+
+
+def _pattern(key: Key, tabs: bytes, *, least: int = 0) -> bytes:
+    """What matches the text of a key and captures its value. A number must be canonical, and above 0 if `least`."""
+    if isinstance(key.subcon, Number):
+        zero = b"" if least else b"0|"
+        digits = b"-?[1-9][0-9]{0,9}" if key.subcon.signed else b"[1-9a-f][0-9a-f]{0,%d}" % (key.subcon.bits // 4 - 1)
+        value = b"<integer>%b(%b%b)</integer>" % (b"" if key.subcon.signed else b"0x", zero, digits)
+    else:
+        value = b"<string>([^<>&]+)</string>" if least else b"<string(?:/>|>([^<>&]+)</string>)"
+    return b"%b<key>%b</key>\n%b%b\n" % (tabs, key.name.encode(), tabs, value)
+
+
+def _sorted(dictionary: Dictionary, without: Iterable[str] = ()) -> list[Key]:
+    return sorted((key for key in dictionary.keys if key.name not in without), key=lambda key: key.name)
+
+
+class _Records:
+    """Text of the dictionaries in cmd_data that have the same keys."""
+
+    def __init__(self, dictionary: Dictionary, *, without: Iterable[str] = (), optional: Iterable[str] = ()) -> None:
+        keys = _sorted(dictionary, without)
+        tabs = b"\t\t\t"
+        self.template = b"\t\t<dict>\n%b\t\t</dict>\n" % b"".join(_line(key, tabs) for key in keys)
+        pattern = b"\t\t<dict>\n"
+        for key in keys:
+            counts = isinstance(key.subcon, Number)
+            if key.name not in optional:
+                pattern += _pattern(key, tabs)
+            elif counts:
+                pattern += b"(?:%b)?" % _pattern(key, tabs, least=1)
+            else:
+                pattern += b"(%b)?" % _pattern(key, tabs)
+        pattern += b"\t\t</dict>\n"
+        self.find = re.compile(pattern).findall
+        self.span = re.compile(b"(?:%b)*+" % re.sub(rb"\((?!\?)", b"(?:", pattern)).fullmatch
+
+
+_TARGETS = _Records(netbsd.TARGET, without=("status",))
+_STATUSES = _Records(netbsd.TARGET)
+_DEVICES = _Records(netbsd.DEVICE, optional=("event_nr", "uuid"))
+_DEVICE_LINES = {
+    (event_nr, uuid): _Records(
+        netbsd.DEVICE, without=[name for name, there in (("event_nr", event_nr), ("uuid", uuid)) if not there]
+    ).template
+    for event_nr in (False, True)
+    for uuid in (False, True)
+}
+
+_LINES = {key.name: _line(key, b"\t") for key in HEADER.keys}
+_VERSION = b"\t<key>version</key>\n\t<array>\n%b\t</array>\n"
+_OPEN, _CLOSE = dumps({"": ""}).split(b"\t<key></key>\n\t<string/>\n")
+_EMPTY = b"\t<key>cmd_data</key>\n\t<array/>\n"
+_ARRAY, _ARRAY_END = b"\t<key>cmd_data</key>\n\t<array>\n", b"\t</array>\n"
+_COMMAND = _ARRAY_END + b"\t<key>command</key>\n"
+
+
+def _rest(written: frozenset[str]) -> Callable[..., re.Match[bytes] | None]:
+    """Matches the text behind the command with the keys that `netbsd.build` writes: `written`, and those that tell."""
+    lines = []
+    for key in _sorted(HEADER, ("command", "version")):
+        always = key.name in written or key.name == "flags"
+        line = _pattern(key, b"\t", least=not always and key.name != "minor")
+        lines.append(line if always else b"(?:%b)?" % line)
+    number = b"\t\t<integer>0x(?:0|[1-9a-f][0-9a-f]{0,7})</integer>\n"
+    lines += [_VERSION % (b"(%b)" % (number * 3)), re.escape(_CLOSE)]
+    return re.compile(b"".join(lines)).fullmatch
+
+
+_NOTHING: frozenset[str] = frozenset()
+_RESTS = {written: _rest(written) for written in (_NOTHING, *WRITTEN.values())}
+_WORD = re.compile(re.escape(_LINES["command"]).replace(b"%b", b"<string>([a-z_-]+)</string>")).match
+
+#: By verb and whether it is a reply: the command, what follows its header, what must match the text behind cmd_data.
+_WAYS = {
+    (word.encode(), reply): (
+        command,
+        command.gives if reply else command.takes,
+        _RESTS[WRITTEN.get(command.name, _NOTHING) if reply else _NOTHING],
+    )
+    for word, command in BY_VERB.items()
+    for reply in (False, True)
+    if not (reply and CommandFlag.HEADER_ONLY in command.flags)
+}
+_COMMANDS = {word: _LINES["command"] % b"<string>%b</string>" % word.encode() for word in BY_VERB}
+
+_HEADER = struct.Struct("<10IQ128s129s")
+_SPEC = _format(linux.dm_target_spec)
+_NAME = _format(linux.dm_name_list)
+_PAIR = struct.Struct("<II")
+_ZEROS = bytes(REQUEST_SIZE)
+_NO_DATA = bytes(REQUEST_SIZE - DATA_OFFSET)
+_markup = re.compile(rb"[&<>\0]").search
+
+
+def say(data: bytes, command: Command, *, reply: bool) -> bytes | None:
+    """The property list of a canonical buffer, or None."""
+    if len(data) < DATA_OFFSET or (reply and CommandFlag.HEADER_ONLY in command.flags):
+        return None
+    fields = _HEADER.unpack_from(data)
+    size, start, count, padding, dev = fields[3], fields[4], fields[5], fields[9], fields[10]
+    if size != len(data) or start != HEADER_SIZE or padding or dev >> 32 or (dev and dev >> 8 & 0xFFF != DM_MAJOR):
+        return None
+    kind = command.gives if reply else command.takes
+    if reply and size == DATA_OFFSET:
+        body = b""
+    elif kind is Payload.NONE:
+        if reply or size != REQUEST_SIZE or not data.endswith(_NO_DATA):
+            return None
+        body = _EMPTY
+    else:
+        records = None
+        if data[DATA_OFFSET:HEADER_SIZE] != bytes(7):
+            return None
+        if kind is Payload.TARGET_SPECS:
+            records, count = _say_targets(data, count, reply), 0
+        elif kind is Payload.NAME_LIST and fields[:2] >= EVENT_NR_SINCE:
+            records = _say_devices(data)
+        if records is None:
+            return None
+        body = b"%b%b%b" % (_ARRAY, records, _ARRAY_END)
+    return _say_rest(body, fields, count, command, WRITTEN.get(command.name, _NOTHING) if reply else _NOTHING)
+
+
+def _say_rest(
+    body: bytes, fields: tuple[Any, ...], count: int, command: Command, written: frozenset[str]
+) -> bytes | None:
+    """The whole text: the keys behind cmd_data stand in the order of their names."""
+    opens, flags, event_nr, _, dev, name, uuid = fields[6:]
+    name, uuid = name.rstrip(b"\0"), uuid.rstrip(b"\0")
+    if len(name) > 127 or len(uuid) > 128 or _markup(name + uuid) or not any(fields[:3]):
+        return None
+    text = [_OPEN, body, _COMMANDS[verb(command, flags)]]
+    if event_nr:
+        text.append(_LINES["event_nr"] % event_nr)
+    text.append(_LINES["flags"] % flags)
+    if dev:
+        text.append(_LINES["minor"] % (dev & 0xFF | dev >> 12 & 0xFFF00))
+    if name or "name" in written:
+        text.append(_LINES["name"] % _string(name))
+    if opens or "open_count" in written:
+        text.append(_LINES["open_count"] % opens)
+    if count or "target_count" in written:
+        text.append(_LINES["target_count"] % count)
+    if uuid or "uuid" in written:
+        text.append(_LINES["uuid"] % _string(uuid))
+    text += (_version_text(fields[:3]), _CLOSE)
+    return b"".join(text)
+
+
+@lru_cache(64)
+def _version_text(version: tuple[int, ...]) -> bytes:
+    return _VERSION % (b"\t\t<integer>0x%x</integer>\n" * 3 % version)
+
+
+@lru_cache(64)
+def _version(numbers: bytes) -> tuple[int, ...]:
+    """The inverse: the three numbers, or none where all are 0, which is no version."""
+    version = tuple(int(number, 16) for number in re.findall(rb"0x([0-9a-f]+)", numbers))
+    return version if any(version) else ()
+
+
+def _string(text: bytes) -> bytes:
+    return b"<string>%b</string>" % text if text else b"<string/>"
+
+
+def _say_targets(data: bytes, count: int, reply: bool) -> bytes | None:
+    """The text of a chain of dm_target_spec. In a status `next` counts from the first, and data end behind a string."""
+    values: list[Any] = []
+    texts: list[bytes] = []
+    unpack, place, end = _SPEC.unpack_from, HEADER_SIZE, len(data)
+    base, fixed = place, _SPEC.size
+    if not 0 < count <= (end - place) // fixed:
+        return None
+    for _ in range(count):
+        if place + fixed >= end:
+            return None
+        start, length, status, following, kind = unpack(data, place)
+        stop = following + (base if reply else place)
+        params = data[place + fixed : stop].rstrip(b"\0")
+        kind = kind.rstrip(b"\0")
+        if stop - place != (fixed + len(params) + 8) & -8 or (status and not reply):
+            return None
+        texts += (params, kind)
+        tagged = b"<string>%b</string>" % params if params else b"<string/>"
+        if reply:
+            values += (length, tagged, start, status, _string(kind))
+        else:
+            values += (length, tagged, start, _string(kind))
+        last, place = place + fixed + len(params) + 1, stop
+    if reply:
+        if end != last:
+            return None
+    elif end != max(REQUEST_SIZE, last) or not data.endswith(_ZEROS[: max(0, end - last)]):
+        return None
+    if _markup(b"".join(texts)):
+        return None
+    return (_STATUSES if reply else _TARGETS).template * count % tuple(values)
+
+
+def _say_devices(data: bytes) -> bytes | None:
+    """The text of a chain of dm_name_list."""
+    entries: list[bytes] = []
+    texts: list[bytes] = []
+    unpack, pair, find, place, end = _NAME.unpack_from, _PAIR.unpack_from, data.find, HEADER_SIZE, len(data)
+    fixed = _NAME.size
+    while place + fixed + 12 <= end:
+        dev, following = unpack(data, place)
+        stop = find(0, place + fixed)
+        after = stop + 8 & -8
+        name = data[place + fixed : after].rstrip(b"\0")
+        if (
+            stop < 0
+            or after + 8 > end
+            or dev >> 32
+            or dev >> 8 & 0xFFF != DM_MAJOR
+            or len(name) != stop - place - fixed
+        ):
+            return None
+        event_nr, flags = pair(data, after)
+        minor = dev & 0xFF | dev >> 12 & 0xFFF00
+        after += 8
+        values: list[Any] = [minor, event_nr, b"<string>%b</string>" % name] if event_nr else [minor, _string(name)]
+        texts.append(name)
+        if flags == 1:
+            start, stop = after, find(0, after)
+            after = stop + 8 & -8
+            uuid = data[start:after].rstrip(b"\0")
+            if not uuid or after > end or len(uuid) != stop - start:
+                return None
+            texts.append(uuid)
+            values.append(b"<string>%b</string>" % uuid)
+        elif flags == 2:
+            values.append(b"<string/>")
+        elif flags:
+            return None
+        entries.append(_DEVICE_LINES[event_nr > 0, flags > 0] % tuple(values))
+        if not following:
+            break
+        if following != after - place:
+            return None
+        place = after
+    else:
+        return None
+    if after != end or _markup(b"".join(texts)):
+        return None
+    return b"".join(entries)
+
+
+def hear(text: bytes, *, reply: bool) -> bytes | None:
+    """The buffer of a property list as `proplib.dumps` writes it, or None."""
+    if not text.startswith(_OPEN):
+        return None
+    place = len(_OPEN)
+    first = end = -1  # of the records; equal where the array is empty
+    if text.startswith(_EMPTY, place):
+        place = first = end = place + len(_EMPTY)
+    elif text.startswith(_ARRAY, place):
+        first, end = place + len(_ARRAY), text.rfind(_COMMAND)
+        if end <= first:
+            return None
+        place = end + len(_ARRAY_END)
+    found = _WORD(text, place)
+    way = _WAYS.get((found[1], reply)) if found else None
+    if found is None or way is None:
+        return None
+    command, kind, rest = way
+    matched = rest(text, found.end())
+    if matched is None:
+        return None
+    event, bits, minor, name, opened, targets, uuid, numbers = matched.groups(b"")
+    version, flags = _version(numbers), int(bits, 16)
+    dev = _dev(int(minor, 16)) if minor else 0
+    count = int(targets, 16) if targets else 0
+    if _COMMANDS[verb(command, flags)] != found[0] or len(name) > 127 or len(uuid) > 128 or dev < 0 or not version:
+        return None
+    body: bytes | None = b""
+    if kind is Payload.NONE or first < 0:
+        if first != end or (first < 0) is not reply:
+            return None
+    elif kind is Payload.TARGET_SPECS and not count:
+        body, count = _hear_targets(text, first, end, reply)
+    elif kind is Payload.NAME_LIST and version[:2] >= EVENT_NR_SINCE:
+        body = _hear_devices(text, first, end)
+    else:
+        return None
+    if body is None:
+        return None
+    size = HEADER_SIZE + len(body) if body else DATA_OFFSET
+    if not reply:
+        size = max(REQUEST_SIZE, size)
+    opens, event_nr = int(opened, 16) if opened else 0, int(event, 16) if event else 0
+    header = _HEADER.pack(*version, size, HEADER_SIZE, count, opens, flags, event_nr, 0, dev, name, uuid)
+    return (header + bytes(7) + body if body else header).ljust(size, b"\0")
+
+
+def _dev(minor: int) -> int:
+    """huge_encode_dev() of one of device-mapper's; -1 for a minor that does not fit."""
+    return DM_MAJOR << 8 | minor & 0xFF | minor >> 8 << 20 if minor < 1 << 20 else -1
+
+
+def _hear_targets(text: bytes, place: int, end: int, reply: bool) -> tuple[bytes | None, int]:
+    """A chain of dm_target_spec, and how many."""
+    layout = _STATUSES if reply else _TARGETS
+    if place == end or not layout.span(text, place, end):
+        return None, 0
+    parts: list[bytes] = []
+    pack, fixed, following = _SPEC.pack, _SPEC.size, 0
+    found = layout.find(text, place, end)
+    try:
+        for length, params, start, *status, kind in found:
+            size = (fixed + len(params) + 8) & -8
+            following = following + size if reply else size
+            if len(kind) > 16:
+                return None, 0
+            number = int(status[0]) if reply else 0
+            parts += (
+                pack(int(start, 16), int(length, 16), number, following, kind),
+                params.ljust(size - fixed, b"\0"),
+            )
+    except struct.error:
+        return None, 0
+    if found:
+        parts[-1] = params + b"\0"
+    return b"".join(parts), len(found)
+
+
+def _hear_devices(text: bytes, place: int, end: int) -> bytes | None:
+    """A chain of dm_name_list, filled up to a multiple of 8 as the kernel counts it."""
+    if place == end or not _DEVICES.span(text, place, end):
+        return None
+    chain, last = bytearray(), 0
+    for minor, event_nr, name, told, uuid in _DEVICES.find(text, place, end):
+        dev = _dev(int(minor, 16))
+        if dev < 0:
+            return None
+        width = (_NAME.size + len(name) + 8 & -8) - _NAME.size
+        tail = uuid.ljust(len(uuid) + 8 & -8, b"\0") if uuid else b""
+        flags = (1 if uuid else 2) if told else 0
+        last = len(chain)
+        chain += _device(width)(
+            dev, _NAME.size + width + 8 + len(tail), name, int(event_nr, 16) if event_nr else 0, flags
+        )
+        chain += tail
+    chain[last + 8 : last + _NAME.size] = bytes(4)  # the next of the last
+    return bytes(chain)
+
+
+@cache
+def _device(width: int) -> Callable[..., bytes]:
+    """Packs a dm_name_list whose name takes so many bytes with its fill."""
+    return struct.Struct(f"{_NAME.format}{width}s{_PAIR.format[1:]}").pack

@@ -1,0 +1,113 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support.buffers import buffers
+from support.vectors import linux_buffers, plists
+
+from dmproto import linux, proplib, shortcut
+from dmproto.commands import BY_NAME, CommandFlag, Payload
+from dmproto.errors import BadMessage
+from dmproto.records import DeviceEntry, Header, Message, TargetSpec
+from dmproto.translate import from_binary, to_binary
+
+
+def said(data, command, reply):
+    """The long way's text, None where it refuses the buffer."""
+    try:
+        return proplib.dumps(from_binary(data, command, reply=reply))
+    except BadMessage:
+        return None
+
+
+def heard(text, reply):
+    """The long way's buffer, None where it refuses the text."""
+    try:
+        return to_binary(proplib.loads(text), reply=reply)
+    except BadMessage:
+        return None
+
+
+def test_recorded_buffers_become_the_text_of_the_long_way():
+    taken = 0
+    for command, reply, data in linux_buffers():
+        text = shortcut.say(data, command, reply=reply)
+        if text is not None:
+            assert text == said(data, command, reply)
+            assert shortcut.hear(text, reply=reply) == data
+            taken += 1
+    assert taken > 3000
+
+
+def test_recorded_texts_become_the_buffer_of_the_long_way():
+    taken = 0
+    for reply, text in plists():
+        data = shortcut.hear(text, reply=reply)
+        if data is not None:
+            assert data == heard(text, reply)
+            taken += 1
+    assert taken > 100
+
+
+@given(buffers(), st.data())
+def test_either_way_gives_the_same(drawn, data):
+    command, reply, buffer = drawn
+    text = said(buffer, command, reply)
+    assert shortcut.say(buffer, command, reply=reply) in (None, text)
+    if text is None:
+        return
+    assert shortcut.hear(text, reply=reply) in (None, buffer)
+    place = data.draw(st.integers(0, len(text) - 1))
+    changed = text[:place] + data.draw(st.binary(max_size=2)) + text[place + data.draw(st.integers(0, 40)) :]
+    assert shortcut.hear(changed, reply=reply) in (None, heard(changed, reply))
+
+
+@given(buffers(changes=0))
+def test_ordinary_buffers_take_the_short_way(drawn):
+    command, reply, buffer = drawn
+    text = said(buffer, command, reply)
+    if text is None or b"dm_ioctl" in text or any(escape in text for escape in (b"&amp;", b"&lt;", b"&gt;")):
+        return
+    kind = command.gives if reply else command.takes
+    if b"<key>status</key>" in text and not reply:
+        return
+    version_only = reply and CommandFlag.HEADER_ONLY in command.flags
+    if kind in (Payload.NONE, Payload.TARGET_SPECS) and b"<key>version" in text and not version_only:
+        assert shortcut.say(buffer, command, reply=reply) == text
+        assert shortcut.hear(text, reply=reply) == buffer
+
+
+HEADER = Header(version=(4, 48, 0), flags=4, dev=0x10FD2C, name="a")
+TARGETS = (
+    TargetSpec(start=0, length=1 << 40, type="linear", params="1:0 0"),
+    TargetSpec(start=1 << 40, length=1, type="zero"),
+    TargetSpec(start=(1 << 40) + 1, length=1, type="sixteen-letters!", params="x" * 5000),
+)
+DEVICES = (
+    DeviceEntry(name="a", dev=(253, 0)),
+    DeviceEntry(name="ab" * 60, dev=(253, 300), event_nr=7),
+    DeviceEntry(name="\udcff", dev=(253, (1 << 20) - 1), uuid=""),
+    DeviceEntry(name="d", dev=(253, 3), event_nr=(1 << 32) - 1, uuid="LVM-x"),
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "reply", "payload"),
+    [
+        ("DEV_STATUS", False, None),
+        ("DEV_STATUS", True, None),
+        ("DEV_SUSPEND", True, None),
+        ("DEV_RENAME", True, None),
+        ("TABLE_LOAD", False, TARGETS),
+        ("TABLE_LOAD", False, TARGETS * 50),
+        ("TABLE_STATUS", True, TARGETS),
+        ("TABLE_STATUS", True, None),
+        ("LIST_DEVICES", True, DEVICES),
+        ("LIST_DEVICES", True, DEVICES[:1]),
+        ("LIST_DEVICES", True, DEVICES[3:]),
+    ],
+)
+def test_these_take_the_short_way(name, reply, payload):
+    buffer = linux.build(Message(command=BY_NAME[name], reply=reply, header=HEADER, payload=payload))
+    text = shortcut.say(buffer, BY_NAME[name], reply=reply)
+    assert text == said(buffer, BY_NAME[name], reply)
+    assert shortcut.hear(text, reply=reply) == buffer == heard(text, reply)
