@@ -21,6 +21,7 @@ from __future__ import annotations
 import errno
 import re
 from collections.abc import Iterator
+from operator import attrgetter
 from typing import Any, cast
 
 from construct import (
@@ -176,6 +177,13 @@ dm_target_versions = Struct("next" / Int32ul, "version" / Array(3, Int32ul), "na
 # };
 dm_target_msg = Struct("sector" / Int64ul, "message" / Text())
 
+# plain numbers: operators of enum.Flag take longer than parsing a header
+_DATA_OUT = DmFlag.DATA_OUT.value
+_HAS_UUID, _DOESNT_HAVE_UUID = NameListFlag.HAS_UUID.value, NameListFlag.DOESNT_HAVE_UUID.value
+
+_header_fields = tuple(Header.__dataclass_fields__)
+_header_values = attrgetter(*_header_fields)
+
 _header_codec = fuse(dm_ioctl, "dm_ioctl")
 _deps = fuse(dm_target_deps, "dm_target_deps")
 _msg = fuse(dm_target_msg, "dm_target_msg")
@@ -282,7 +290,7 @@ def _request_data(data: bytes, header: Header, kind: Payload) -> Payloads:
 
 
 def _reply_data(data: bytes, header: Header, kind: Payload) -> Payloads:
-    silent = kind is Payload.TEXT and not header.flags & DmFlag.DATA_OUT
+    silent = kind is Payload.TEXT and not header.flags & _DATA_OUT
     if kind is Payload.NONE or silent or not HEADER_SIZE <= header.data_start <= header.data_size:
         return None
     return _decode(data, header, kind, reply=True)
@@ -328,7 +336,7 @@ def _decode_names(data: bytes, header: Header) -> tuple[DeviceEntry, ...]:
             name=e["name"],
             dev=huge_decode(e["dev"]),
             event_nr=e["event_nr"],
-            uuid=e["uuid"] if e["uuid"] is not None else "" if e["flags"] & NameListFlag.DOESNT_HAVE_UUID else None,
+            uuid=e["uuid"] if e["uuid"] is not None else "" if e["flags"] & _DOESNT_HAVE_UUID else None,
         )
         for e in _names.parse_at(data, header.data_start, header.data_size)
     )
@@ -370,25 +378,17 @@ def _encode_payload(payload: Payloads, header: Header, kind: Payload, reply: boo
 def _encode_names(entries: tuple[DeviceEntry, ...], header: Header) -> bytes:
     if header.version[:2] < EVENT_NR_SINCE:
         return cast(bytes, _names_v4_0.build([{"dev": huge_encode(e.dev), "name": e.name} for e in entries]))
-    return cast(
-        bytes,
-        _names.build(
-            [
-                {
-                    "dev": huge_encode(e.dev),
-                    "name": e.name,
-                    "event_nr": e.event_nr,
-                    "flags": 0
-                    if e.uuid is None
-                    else NameListFlag.HAS_UUID.value
-                    if e.uuid
-                    else NameListFlag.DOESNT_HAVE_UUID.value,
-                    "uuid": e.uuid or None,
-                }
-                for e in entries
-            ]
-        ),
-    )
+    records = [
+        {
+            "dev": huge_encode(e.dev),
+            "name": e.name,
+            "event_nr": e.event_nr,
+            "flags": _HAS_UUID if e.uuid else 0 if e.uuid is None else _DOESNT_HAVE_UUID,
+            "uuid": e.uuid or None,
+        }
+        for e in entries
+    ]
+    return cast(bytes, _names.build(records))
 
 
 def _encode(header: Header, payload: Payloads, command: Command, reply: bool, size: int) -> bytes:
@@ -404,7 +404,7 @@ def _encode(header: Header, payload: Payloads, command: Command, reply: bool, si
             size = header.data_size or max(REQUEST_SIZE, needed)
     if size > MAX_DATA_SIZE + HEADER_SIZE:
         raise BadBinary(f"a message of {size} bytes, expected at most {MAX_DATA_SIZE}", path="size")
-    fields = {name: getattr(header, name) for name in Header.__dataclass_fields__}
+    fields = dict(zip(_header_fields, _header_values(header), strict=True))
     fields["data_size"] = header.data_size or size
     fields["data_start"] = header.data_start or HEADER_SIZE
     if isinstance(payload, tuple) and kind is Payload.TARGET_SPECS and not header.target_count:
