@@ -1,8 +1,8 @@
 """The target types that are there: entry points of the group `dmserver.targets`, each naming a `Target` class.
 
 Linux has the types of dm-mod from the start; the others come with their modules, each loaded when a table or
-GET_TARGET_VERSION first names one of its types (`request_module("dm-%s")`). Clients such as LVM would rather run
-modprobe than ask, so a registry has everything loaded unless `autoload` asks for the kernel's way.
+GET_TARGET_VERSION first names one of its types (`request_module("dm-%s")`). The types of other packages are there
+from the start, like modules that somebody loaded by hand.
 """
 
 from __future__ import annotations
@@ -15,22 +15,20 @@ from ..model.dm_target import Target
 __all__ = ["GROUP", "TargetRegistry"]
 
 GROUP = "dmserver.targets"
+_OURS = "dmserver.targets."
 
-#: What dm-mod registers at boot, in this order.
-_BUILT_IN = ("error", "linear", "striped")
+#: Types whose modules, dm-mod and dm-snapshot, register several of them: in this order.
+_IN_ORDER = ("error", "linear", "striped", "snapshot", "snapshot-origin", "snapshot-merge")
 
 
 class TargetRegistry:
     """Target types by name; iteration gives the newest registered first, as LIST_VERSIONS does."""
 
-    def __init__(self, kinds: Iterable[type[Target]] = (), *, autoload: bool = False) -> None:
+    def __init__(self, kinds: Iterable[type[Target]] = ()) -> None:
         self._loaded: dict[str, type[Target]] = {}
         self._modules: dict[str, list[type[Target]]] = {}
         for kind in kinds:
-            if autoload and kind.module != "dm-mod":
-                self._modules.setdefault(kind.module or f"dm-{kind.name}", []).append(kind)
-            else:
-                self.register(kind)
+            self.register(kind)
 
     def register(self, kind: type[Target]) -> None:
         """Add a type (`dm_register_target`). ValueError when the name is taken."""
@@ -47,16 +45,32 @@ class TargetRegistry:
     def _load(self, name: str) -> None:
         for module, kinds in self._modules.items():
             if any(kind.name == name for kind in kinds):
-                for kind in self._modules.pop(module):
-                    self.register(kind)
+                self.modprobe(module)
                 return
+
+    def modprobe(self, module: str) -> bool:
+        """Load a module (`dm-snapshot`), unless that is done already. False when there is no such module."""
+        for kind in self._modules.pop(module, ()):
+            self.register(kind)
+        return any(_module(kind) == module for kind in self._loaded.values())
 
     def __iter__(self) -> Iterator[type[Target]]:
         return iter(reversed(self._loaded.values()))
 
     @classmethod
-    def installed(cls, *, autoload: bool = False) -> TargetRegistry:
+    def installed(cls) -> TargetRegistry:
         """All types that installed packages offer."""
         points = {point.name: point for point in entry_points(group=GROUP)}
-        names = [*(name for name in _BUILT_IN if name in points), *sorted(set(points) - set(_BUILT_IN))]
-        return cls((points[name].load() for name in names), autoload=autoload)
+        names = [*(name for name in _IN_ORDER if name in points), *sorted(set(points) - set(_IN_ORDER))]
+        registry = cls()
+        for name in names:
+            kind = points[name].load()
+            if kind.module == "dm-mod" or not kind.__module__.startswith(_OURS):
+                registry.register(kind)
+            else:
+                registry._modules.setdefault(_module(kind), []).append(kind)
+        return registry
+
+
+def _module(kind: type[Target]) -> str:
+    return kind.module or f"dm-{kind.name}"
