@@ -138,6 +138,20 @@ class Reader:
         self.end("key")
         return key
 
+    def member(self, keyed: bool) -> tuple[str, Object, Container | None] | None:
+        """The next member of a dictionary (`keyed`) or array: its key or "", and its `value`; None at the end."""
+        key = ""
+        if keyed:
+            if (found := self.key()) is None:
+                return None
+            key = found
+            tag = self.tag(Kind.START, "a value")
+        else:
+            tag = self.tag(Kind.EITHER, "a value or </array>")
+            if tag.closing and tag.name == "array":
+                return None
+        return key, *self.value(tag)
+
     def value(self, tag: Tag) -> tuple[Object, Container | None]:
         """The value that `tag` opens; and again, if its members follow: a container is returned empty."""
         if tag.attribute is not None and tag.name != "data":

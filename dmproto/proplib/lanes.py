@@ -18,14 +18,13 @@ __all__ = [
     "CONSTANTS",
     "IS_CONSTANT",
     "IS_EMPTY",
+    "IS_NUMBERS",
     "IS_OPEN",
-    "IS_RAW_DATA",
     "IS_RAW_NUMBER",
     "IS_RAW_STRING",
     "IS_SIGNED",
     "IS_STRING",
     "IS_UNSIGNED",
-    "IS_VERSION",
     "Shape",
     "Shapes",
     "hexadecimals",
@@ -39,17 +38,17 @@ _STRING = r"<string>([^<&]*+)</string>"
 _UNSIGNED = r"<integer>0x([0-9a-f]{1,16}+)</integer>"
 _SIGNED = r"<integer>(0|-?+[1-9][0-9]{0,17}+)</integer>"
 _CONSTANT = r"<(string|true|false)/>"
-_VERSION = rf"<array>((?:{_BLANKS}<integer>0x[0-9a-f]{{1,16}}+</integer>){{1,8}}){_BLANKS}</array>"
+_NUMBERS = rf"<array>((?:{_BLANKS}<integer>0x[0-9a-f]{{1,16}}+</integer>){{1,8}}){_BLANKS}</array>"
 _RAW = r"<string>([^<]*+)</string>|<integer>([^<]*+)</integer>|<data>([^<]*+)</data>"
-_VALUE = rf"(?:{_STRING}|{_UNSIGNED}|{_SIGNED}|{_CONSTANT}|<(dict|array)/>|{_VERSION}|<(dict|array)>|{_RAW})"
+_VALUE = rf"(?:{_STRING}|{_UNSIGNED}|{_SIGNED}|{_CONSTANT}|<(dict|array)/>|{_NUMBERS}|<(dict|array)>|{_RAW})"
 
 #: Group 1 is the key (of an item: nothing). The group that matched last tells the type; none: the closing tag.
 member = re.compile(rf"{_BLANKS}(?:{_KEY}{_BLANKS}{_VALUE}|</dict>)").match
 item = re.compile(rf"{_BLANKS}(?:(){_VALUE}|</array>)").match
 IS_STRING, IS_UNSIGNED, IS_SIGNED, IS_CONSTANT, IS_EMPTY = range(2, 7)
-IS_VERSION = 7  # a few unsigned numbers: a version, or dependencies
+IS_NUMBERS = 7  # a few unsigned numbers: a version, or dependencies
 IS_OPEN = 8  # a container with members
-IS_RAW_STRING, IS_RAW_NUMBER, IS_RAW_DATA = range(9, 12)  # to be decoded by the grammar's methods
+IS_RAW_STRING, IS_RAW_NUMBER = 9, 10  # these, and data (11), the grammar's methods decode
 hexadecimals = re.compile(r"0x([0-9a-f]++)").findall
 CONSTANTS: dict[str, str | bool] = {"string": "", "true": True, "false": False}
 

@@ -9,20 +9,21 @@ every match starts where the last one ended, so a text is read in O(n).
 from __future__ import annotations
 
 import re
-from typing import Literal, NoReturn
+from typing import Any, Literal
 
 from ..errors import MessageTooLarge
 from .grammar import Kind, Reader
 from .lanes import (
     CONSTANTS,
     IS_CONSTANT,
+    IS_EMPTY,
+    IS_NUMBERS,
     IS_OPEN,
     IS_RAW_NUMBER,
     IS_RAW_STRING,
     IS_SIGNED,
     IS_STRING,
     IS_UNSIGNED,
-    IS_VERSION,
     Shape,
     Shapes,
     hexadecimals,
@@ -34,6 +35,7 @@ from .objects import FOOTER, HEADER, MAX_DEPTH, MAX_SIZE, Container, Object, Uns
 __all__ = ["loads"]
 
 _TOP_TAGS = {"dictionary": "dict", "array": "array"}
+_TOO_DEEP = "too many containers within each other"
 _USUAL_START = f"{HEADER}<dict>"
 _USUAL_END = f"\n{FOOTER.rstrip()}"
 
@@ -64,14 +66,12 @@ def loads(
 
 
 class _Scanner(Reader):
-    """The plain reader with two fast lanes beside it."""
+    """The plain reader with the lanes beside it."""
 
-    __slots__ = ("alike", "opened", "room", "shape", "shapes")
+    __slots__ = ("alike", "shape", "shapes")
 
     def __init__(self, text: str, *, kernel: bool) -> None:
         super().__init__(text, kernel=kernel)
-        self.opened = 0  # where the members of the container entered last begin
-        self.room = 0  # how many more containers may be entered within the current one
         self.shapes = Shapes()
         self.shape: Shape | None = None
         self.alike: list[Object] = []  # the array that `shape` belongs to
@@ -88,128 +88,85 @@ class _Scanner(Reader):
             if top is not None and tag.name != top:
                 self.fail(f"expected <{top}>, found {tag}", tag.start)
             outermost, inner = self.value(tag)
-        stack = [] if inner is None else [inner]
-        while stack:
-            self.room = max_depth - len(stack)
-            if self.room < 0:
-                self._too_deep()
-            container = stack[-1]
-            inner = self._fill_dictionary(container) if isinstance(container, dict) else self._fill_array(container)
-            if inner is None:
-                stack.pop()
-            else:
-                stack.append(inner)
-                self.opened = self.pos
+        if inner is not None:
+            self._fill(inner, max_depth)
         if not self.text.startswith(_USUAL_END, self.pos):
             self.end("plist")
         return outermost
 
-    def _fill_dictionary(self, members: dict[str, Object]) -> Container | None:
-        """Read members up to the end of the dictionary (None) or into the next container in it (which is returned)."""
+    def _fill(self, container: Any, max_depth: int) -> None:
+        """Read the members of a container and of all within, up to its end."""
         text, pos = self.text, self.pos
-        inner: Container | None
+        stack: list[Container] = []  # those around the current one
+        keyed, start = isinstance(container, dict), pos
+        value: Any
+        if max_depth < 1:
+            self.fail(_TOO_DEEP)
         while True:
-            match = member(text, pos)
+            match = member(text, pos) if keyed else item(text, pos)
             if match is None:
                 self.pos = pos
-                if (key := self.key()) is None:
-                    return None
-                members[key], inner = self.value(self.tag(Kind.START, "a value"))
-                if inner is not None:
-                    return inner
+                key, value, kind = self._plain_member(keyed)
                 pos = self.pos
-                continue
-            pos = match.end()
-            kind = match.lastindex
-            if kind == IS_STRING:
-                members[match[1]] = match[2]
-            elif kind == IS_UNSIGNED:
-                members[match[1]] = Unsigned(match[3], 16)
-            elif kind == IS_SIGNED:
-                members[match[1]] = int(match[4])
-            elif kind == IS_VERSION:
-                members[match[1]] = self._version(match[7])
-            elif kind == IS_CONSTANT:
-                members[match[1]] = CONSTANTS[match[5]]
-            elif kind is None:  # </dict>
-                self.pos = pos
-                return None
-            elif kind > IS_OPEN:
-                members[match[1]] = self._raw(match, kind)
             else:
-                inner = {} if match[kind] == "dict" else []
-                members[match[1]] = inner
-                if kind == IS_OPEN:
+                pos, key, kind = match.end(), match[1], match.lastindex
+                if kind == IS_STRING:
+                    value = match[IS_STRING]
+                elif kind == IS_UNSIGNED:
+                    value = Unsigned(match[IS_UNSIGNED], 16)
+                elif kind == IS_SIGNED:
+                    value = int(match[IS_SIGNED])
+                elif kind == IS_CONSTANT:
+                    value = CONSTANTS[match[IS_CONSTANT]]
+                elif kind in (IS_OPEN, IS_EMPTY):
+                    value = {} if match[kind] == "dict" else []
+                elif kind == IS_NUMBERS:
+                    if len(stack) + 1 >= max_depth:
+                        self.fail(_TOO_DEEP, pos)
+                    value = [Unsigned(number, 16) for number in hexadecimals(match[IS_NUMBERS])]
+                elif kind is not None:
+                    value = self._decoded(match, kind)
+            if kind is None:
+                if not stack:
                     self.pos = pos
-                    return inner
-
-    def _fill_array(self, items: list[Object]) -> Container | None:
-        """The same for the items of an array."""
-        text, pos = self.text, self.pos
-        inner: Container | None
-        if items and isinstance(items[-1], dict):
-            pos = self._read_alike(items)
-        while True:
-            match = item(text, pos)
-            if match is None:
-                self.pos = pos
-                tag = self.tag(Kind.EITHER, "a value or </array>")
-                if tag.closing and tag.name == "array":
-                    return None
-                value, inner = self.value(tag)
-                items.append(value)
-                if inner is not None:
-                    return inner
-                pos = self.pos
+                    return
+                container = stack.pop()
+                keyed = type(container) is dict
+                if not keyed and type(container[-1]) is dict:
+                    pos = self._read_alike(container, start, pos)
                 continue
-            pos = match.end()
-            kind = match.lastindex
-            if kind == IS_STRING:
-                items.append(match[2])
-            elif kind == IS_UNSIGNED:
-                items.append(Unsigned(match[3], 16))
-            elif kind == IS_SIGNED:
-                items.append(int(match[4]))
-            elif kind == IS_VERSION:
-                items.append(self._version(match[7]))
-            elif kind == IS_CONSTANT:
-                items.append(CONSTANTS[match[5]])
-            elif kind is None:  # </array>
-                self.pos = pos
-                return None
-            elif kind > IS_OPEN:
-                items.append(self._raw(match, kind))
+            if keyed:
+                container[key] = value
             else:
-                inner = {} if match[kind] == "dict" else []
-                items.append(inner)
-                if kind == IS_OPEN:
-                    self.pos = pos
-                    return inner
+                container.append(value)
+            if kind == IS_OPEN:
+                stack.append(container)
+                if len(stack) >= max_depth:
+                    self.fail(_TOO_DEEP, pos)
+                container, keyed, start = value, type(value) is dict, pos
 
-    def _raw(self, match: re.Match[str], kind: int) -> str | int | bytes:
-        """The scalar of a member whose text needs decoding."""
+    def _plain_member(self, keyed: bool) -> tuple[str, Object | None, int | None]:
+        """What the lanes tell of a member (key, value, kind), read by the grammar."""
+        if (found := self.member(keyed)) is None:
+            return "", None, None
+        key, value, inner = found
+        return key, value, 0 if inner is None else IS_OPEN
+
+    def _decoded(self, match: re.Match[str], kind: int) -> Object:
+        """A member whose text needs the grammar's decoding."""
         raw, start = match[kind], match.start(kind)
         if kind == IS_RAW_STRING:
             return self.string(raw, start)
         return self.number(raw, start) if kind == IS_RAW_NUMBER else self.data(raw, start)
 
-    def _version(self, numbers: str) -> list[Object]:
-        """An array of a few unsigned numbers, read at once."""
-        if not self.room:
-            self._too_deep()
-        return [Unsigned(number, 16) for number in hexadecimals(numbers)]
-
-    def _too_deep(self) -> NoReturn:
-        self.fail("too many containers within each other")
-
-    def _read_alike(self, items: list[Object]) -> int:
-        """Read the dictionaries that are written like the last item, which ends here; return the position behind.
+    def _read_alike(self, items: list[Object], start: int, end: int) -> int:
+        """Read the dictionaries that are written like the last item, which stands here; return the position behind.
 
         A new shape is taken from the 4th, 8th, 16th ... item, so that an array of unlike dictionaries pays little.
         """
         count = len(items)
         if count >= 4 and not count & (count - 1):
-            self.alike, self.shape = items, self.shapes.of(self.text, self.opened, self.pos)
+            self.alike, self.shape = items, self.shapes.of(self.text, start, end)
         if self.shape is None or self.alike is not items:
-            return self.pos
-        return self.shape.read(self.text, self.pos, items)
+            return end
+        return self.shape.read(self.text, end, items)

@@ -250,6 +250,8 @@ def plain_loads(text: bytes, **options: Any) -> Any:
         patch.setattr(scanner, "member", closed)
         patch.setattr(scanner, "item", closed)
         patch.setattr(lanes, "member", closed)
+        patch.setattr(scanner, "_USUAL_START", "<none>")
+        patch.setattr(scanner, "_USUAL_END", "<none>")
         return loads(text, **options)
 
 
