@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Callable, Iterable
-from functools import cache, lru_cache
+from functools import lru_cache
 from typing import Any
 
 from construct import Array, FormatField, Renamed, Struct
@@ -170,8 +170,8 @@ def say(data: bytes, command: Command, *, reply: bool) -> bytes | None:
             return None
         if kind is Payload.TARGET_SPECS:
             records, count = _say_targets(data, count, reply), 0
-        elif kind is Payload.NAME_LIST and fields[:2] >= EVENT_NR_SINCE:
-            records = _say_devices(data)
+        elif kind is Payload.NAME_LIST:
+            records = _say_devices(data, events=fields[:2] >= EVENT_NR_SINCE)
         if records is None:
             return None
         body = b"%b%b%b" % (_ARRAY, records, _ARRAY_END)
@@ -254,28 +254,29 @@ def _say_targets(data: bytes, count: int, reply: bool) -> bytes | None:
     return (_STATUSES if reply else _TARGETS).template * count % tuple(values)
 
 
-def _say_devices(data: bytes) -> bytes | None:
-    """The text of a chain of dm_name_list."""
+def _say_devices(data: bytes, *, events: bool) -> bytes | None:
+    """The text of a chain of dm_name_list, with event numbers and uuids or as it was before those."""
     entries: list[bytes] = []
     texts: list[bytes] = []
     unpack, pair, find, place, end = _NAME.unpack_from, _PAIR.unpack_from, data.find, HEADER_SIZE, len(data)
     fixed = _NAME.size
-    while place + fixed + 12 <= end:
+    while place + fixed < end:
         dev, following = unpack(data, place)
         stop = find(0, place + fixed)
         after = stop + 8 & -8
         name = data[place + fixed : after].rstrip(b"\0")
         if (
             stop < 0
-            or after + 8 > end
+            or after + 8 * events > end
             or dev >> 32
             or dev >> 8 & 0xFFF != DM_MAJOR
             or len(name) != stop - place - fixed
         ):
             return None
-        event_nr, flags = pair(data, after)
-        minor = dev & 0xFF | dev >> 12 & 0xFFF00
-        after += 8
+        minor, event_nr, flags = dev & 0xFF | dev >> 12 & 0xFFF00, 0, 0
+        if events:
+            event_nr, flags = pair(data, after)
+            after += 8
         values: list[Any] = [minor, event_nr, b"<string>%b</string>" % name] if event_nr else [minor, _string(name)]
         texts.append(name)
         if flags == 1:
@@ -336,8 +337,8 @@ def hear(text: bytes, *, reply: bool) -> bytes | None:
             return None
     elif kind is Payload.TARGET_SPECS and not count:
         body, count = _hear_targets(text, first, end, reply)
-    elif kind is Payload.NAME_LIST and version[:2] >= EVENT_NR_SINCE:
-        body = _hear_devices(text, first, end)
+    elif kind is Payload.NAME_LIST:
+        body = _hear_devices(text, first, end, events=version[:2] >= EVENT_NR_SINCE)
     else:
         return None
     if body is None:
@@ -381,7 +382,7 @@ def _hear_targets(text: bytes, place: int, end: int, reply: bool) -> tuple[bytes
     return b"".join(parts), len(found)
 
 
-def _hear_devices(text: bytes, place: int, end: int) -> bytes | None:
+def _hear_devices(text: bytes, place: int, end: int, *, events: bool) -> bytes | None:
     """A chain of dm_name_list, filled up to a multiple of 8 as the kernel counts it."""
     if place == end or not _DEVICES.span(text, place, end):
         return None
@@ -391,9 +392,15 @@ def _hear_devices(text: bytes, place: int, end: int) -> bytes | None:
         if dev < 0:
             return None
         width = (_NAME.size + len(name) + 8 & -8) - _NAME.size
+        last = len(chain)
+        if not events:
+            if event_nr or told:
+                return None
+            chain += _NAME.pack(dev, _NAME.size + width)
+            chain += name.ljust(width, b"\0")
+            continue
         tail = uuid.ljust(len(uuid) + 8 & -8, b"\0") if uuid else b""
         flags = (1 if uuid else 2) if told else 0
-        last = len(chain)
         chain += _device(width)(
             dev, _NAME.size + width + 8 + len(tail), name, int(event_nr, 16) if event_nr else 0, flags
         )
@@ -402,7 +409,7 @@ def _hear_devices(text: bytes, place: int, end: int) -> bytes | None:
     return bytes(chain)
 
 
-@cache
+@lru_cache(256)
 def _device(width: int) -> Callable[..., bytes]:
     """Packs a dm_name_list whose name takes so many bytes with its fill."""
     return struct.Struct(f"{_NAME.format}{width}s{_PAIR.format[1:]}").pack

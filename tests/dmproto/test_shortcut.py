@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -106,8 +108,12 @@ DEVICES = (
         ("LIST_DEVICES", True, DEVICES[3:]),
     ],
 )
-def test_these_take_the_short_way(name, reply, payload):
-    buffer = linux.build(Message(command=BY_NAME[name], reply=reply, header=HEADER, payload=payload))
+@pytest.mark.parametrize("version", [(4, 16, 0), (4, 48, 0)])
+def test_these_take_the_short_way(name, reply, payload, version):
+    if name == "LIST_DEVICES" and version == (4, 16, 0):
+        payload = [replace(entry, event_nr=0, uuid=None) for entry in payload]  # the list did not tell them then
+    header = replace(HEADER, version=version)
+    buffer = linux.build(Message(command=BY_NAME[name], reply=reply, header=header, payload=payload))
     text = shortcut.say(buffer, BY_NAME[name], reply=reply)
     assert text == said(buffer, BY_NAME[name], reply)
     assert shortcut.hear(text, reply=reply) == buffer == heard(text, reply)
