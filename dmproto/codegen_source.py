@@ -18,7 +18,7 @@ __all__ = ["write_source"]
 #: Names that the generated code uses itself.
 _TAKEN = {
     *("append", "base", "count", "data", "end", "entries", "first", "following", "index", "last", "next", "obj"),
-    *("offset", "pack", "parts", "size", "stop", "tail"),
+    *("offset", "pack", "parts", "size", "start", "stop", "tail"),
 }
 
 
@@ -226,6 +226,9 @@ class _Writer:
         """Statements that read the struct at `offset`. Returns the source of the offset behind it."""
         plan = self.plan
         stop = f"offset + {plan.head.size}"
+        if plan.text:
+            self.emit(depth, f"start = {stop}")
+            stop = "start"
         if plan.head.format:
             self.refuse(depth, f"{stop} > end")
             self.listing(depth, "(", plan.head.targets, ") = unpack_head(data, offset)")
@@ -362,9 +365,9 @@ class _ChainWriter(_Writer):
             ends.append(f"{stop} == end")
         self.emit(3, f"if {' or '.join(ends)}:", f"    return entries, {stop}")
         self.emit(3, f"following = {'first' if chain.from_first else 'offset'} + next_")
-        self.emit(3, f"if not offset + {chain.fixed} <= following < end:")
+        self.emit(3, "if not start <= following < end:")
         where = 'f"(parsing)[{len(entries) - 1}]"'
-        self.emit(4, f"raise bad_next(next_, offset + {chain.fixed}, end, {where}, offset + {chain.next_at})")
+        self.emit(4, f"raise bad_next(next_, start, end, {where}, offset + {chain.next_at})")
         self.emit(3, "offset = following", "")
 
     def _build(self) -> None:

@@ -1,4 +1,4 @@
-"""Binary codec: fused schemas, hand-written struct code, and the same schemas interpreted by Construct"""
+"""Binary codec: fused schemas, hand-written struct code, and Construct's own interpreted classes"""
 
 from __future__ import annotations
 
@@ -6,15 +6,49 @@ import struct
 from typing import Any
 
 from compare import Report, interleave
+from construct import Array, CString, If, Int32sl, Int32ul, Int64ul, PaddedString, Padding, Struct, this
 
 from dmproto import linux
 from dmproto.codegen import fuse
-from dmproto.schema import Chain
+from dmproto.schema import Align, Chain
 
 HEADER = struct.Struct("<6Ii3IQ128s129s7x")
 SPEC = struct.Struct("<QQiI16s")
 NAME = struct.Struct("<QI")
 TAIL = struct.Struct("<II")
+
+# The structs as one writes them with Construct alone: PaddedString and CString for text.
+PLAIN_HEADER = Struct(
+    "version" / Array(3, Int32ul),
+    "data_size" / Int32ul,
+    "data_start" / Int32ul,
+    "target_count" / Int32ul,
+    "open_count" / Int32sl,
+    "flags" / Int32ul,
+    "event_nr" / Int32ul,
+    "padding" / Int32ul,
+    "dev" / Int64ul,
+    "name" / PaddedString(128, "utf8"),
+    "uuid" / PaddedString(129, "utf8"),
+    Padding(7),
+)
+PLAIN_SPEC = Struct(
+    "sector_start" / Int64ul,
+    "length" / Int64ul,
+    "status" / Int32sl,
+    "next" / Int32ul,
+    "target_type" / PaddedString(16, "utf8"),
+    "params" / CString("utf8"),
+)
+PLAIN_NAME = Struct(
+    "dev" / Int64ul,
+    "next" / Int32ul,
+    "name" / CString("utf8"),
+    Align(8),
+    "event_nr" / Int32ul,
+    "flags" / Int32ul,
+    "uuid" / If(this.flags & 1, CString("utf8")),
+)
 
 FIELDS = {
     "version": [4, 47, 0],
@@ -148,10 +182,10 @@ def hand_build_list(entries: list[dict[str, Any]]) -> bytes:
 def run(report: Report) -> None:
     header = fuse(linux.dm_ioctl, "dm_ioctl")
     data = header.build(FIELDS)
-    _both(report, "header", header, linux.dm_ioctl, hand_parse_header, hand_build_header, data, FIELDS, goal=1.3)
+    _both(report, "header", header, PLAIN_HEADER, hand_parse_header, hand_build_header, data, FIELDS, goal=1.3)
 
-    plain = Chain(linux.dm_target_spec, counted=True)
-    table = fuse(plain, "table")
+    plain = Chain(PLAIN_SPEC, counted=True)
+    table = fuse(Chain(linux.dm_target_spec, counted=True), "table")
     for count in (1, 100, 10_000):
         specs = [
             {"sector_start": 8 * n, "length": 8, "status": 0, "target_type": "linear", "params": f"8:16 {8 * n + 384}"}
@@ -162,8 +196,8 @@ def run(report: Report) -> None:
         case, context = f"table of {count}", {"count": count}
         _both(report, case, table, plain, hand_parse_table, hand_build_table, data, specs, goal=goal, **context)
 
-    plain = Chain(linux.dm_name_list)
-    names = fuse(plain, "names")
+    plain = Chain(PLAIN_NAME)
+    names = fuse(Chain(linux.dm_name_list), "names")
     for count in (100, 10_000):
         devices = [
             {"dev": 0xFD00 + n, "name": f"vg-volume{n}", "event_nr": 0, "flags": 1, "uuid": f"LVM-{n:032}"}

@@ -121,7 +121,7 @@ def test_refused_calls_of_a_recording_are_reported_but_no_failure(capsysbinary: 
         (BUFFER[:400], ["--command", "reload"], "data_size: 16384 bytes, but only 400 are there at offset 12"),
         (b"<plist><dict><key>command</key></dict></plist>", [], "offset"),
         (b"", [], "nothing there"),
-        (b'{"command":"nonsense"}', [], "nonsense"),
+        (b'{"command":7}', [], "command"),
     ],
 )
 @pytest.mark.parametrize("verb", [["decode"], ["convert", "--to", "plist"]], ids=["decode", "convert"])
@@ -135,8 +135,6 @@ def test_bad_messages_name_file_and_place(
 ) -> None:
     path = tmp_path / "file"
     path.write_bytes(content)
-    if verb[0] == "convert" and b"nonsense" in content:
-        pytest.skip("a dictionary may hold what no driver knows")
     status, out, err = run(capsysbinary, *verb, *arguments, str(path))
     assert (status, out) == (1, b"")
     assert err.startswith(f"dmproto: {path}")
