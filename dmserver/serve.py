@@ -9,7 +9,9 @@ import logging
 import os
 import signal
 import socket
+import stat
 import sys
+from contextlib import ExitStack
 from typing import get_args
 
 from .client import default_socket
@@ -32,8 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--socket", metavar="PATH", help="where to listen (default: $DM_SOCKET)")
     parser.add_argument("--state", metavar="FILE", help="keep devices and tables in FILE")
     add_host_arguments(parser)
-    parser.add_argument("--nbd", metavar="PATH", help="export the devices over NBD on this Unix socket")
-    parser.add_argument("--mount", metavar="DIR", help="show the devices as files in DIR, by FUSE")
+    parser.add_argument("--nbd", metavar="PATH", help="export the devices over NBD at a Unix socket or tcp:HOST:PORT")
     parser.add_argument(
         "--allow-uid", metavar="UID", type=int, action="append", default=[], help="let this user in, besides one's own"
     )
@@ -83,7 +84,7 @@ def listen(path: str, *, everyone: bool) -> socket.socket:
         try:
             listener.bind(path)
         except OSError as failure:
-            if failure.errno != errno.EADDRINUSE or _alive(path):
+            if failure.errno != errno.EADDRINUSE or not _dead(path):
                 raise OSError(failure.errno, failure.strerror, path) from None
             os.unlink(path)
             listener.bind(path)
@@ -97,15 +98,18 @@ def listen(path: str, *, everyone: bool) -> socket.socket:
     return listener
 
 
-def _alive(path: str) -> bool:
+def _dead(path: str) -> bool:
+    """A socket that nobody listens on."""
+    if not stat.S_ISSOCK(os.lstat(path).st_mode):
+        return False
     with socket.socket(socket.AF_UNIX) as probe:
         try:
             probe.connect(path)
         except ConnectionRefusedError:
-            return False
-        except OSError:
             return True
-    return True
+        except OSError:
+            pass
+    return False
 
 
 def inherited() -> socket.socket | None:
@@ -143,40 +147,55 @@ def main(options: argparse.Namespace) -> int:
 
 
 def _serve(options: argparse.Namespace) -> int:
-    host = make_host(options)
-    store = Store(options.state, host) if options.state else None
-    if store is not None:
-        store.restore()
-    host.mapper.events.on_log(logging.getLogger("dmserver.kernel").info)
-    listener = inherited()
-    activated = listener is not None
-    if listener is None:
-        path = options.socket or default_socket()
-        listener = listen(path, everyone=bool(options.allow_uid or options.allow_read_uid))
-    else:
-        path = listener.getsockname()
-    loop = Loop()
-    server = Server(
-        host,
-        loop,
-        listener,
-        Policy(admins={0, os.geteuid(), *options.allow_uid}, readers=set(options.allow_read_uid)),
-        limit=options.limit or (NETBSD_LIMIT if host.personality == "netbsd" else LIMIT),
-        binary_limit=LIMIT,
-        before_replies=store.save_changes if store is not None else lambda: None,
-    )
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.on_signal(number, loop.stop)
-    print(f"ready: {path}", flush=True)
-    notify("READY=1")
-    loop.run()
-    notify("STOPPING=1")
-    server.close()
-    listener.close()
-    if not activated:
-        os.unlink(path)
-    if store is not None:
-        store.save()
-    loop.close()
-    host.close()
+    with ExitStack() as stack:
+        host = make_host(options)
+        stack.callback(host.close)
+        loop = Loop()
+        stack.callback(loop.close)
+        store = Store(options.state, host) if options.state else None
+        if store is not None:
+            store.restore()
+            stack.callback(store.save)
+        host.mapper.events.on_log(logging.getLogger("dmserver.kernel").info)
+        path, listener = _listener(options, stack)
+        server = Server(
+            host,
+            loop,
+            listener,
+            Policy(admins={0, os.geteuid(), *options.allow_uid}, readers=set(options.allow_read_uid)),
+            limit=options.limit or (NETBSD_LIMIT if host.personality == "netbsd" else LIMIT),
+            binary_limit=LIMIT,
+            before_replies=store.save_changes if store is not None else lambda: None,
+        )
+        stack.callback(server.close)
+        _open_doors(options, host, stack)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.on_signal(number, loop.stop)
+        print(f"ready: {path}", flush=True)
+        notify("READY=1")
+        loop.run()
+        notify("STOPPING=1")
     return 0
+
+
+def _listener(options: argparse.Namespace, stack: ExitStack) -> tuple[str, socket.socket]:
+    """The socket to serve, and its path: the service manager's, or our own, which is gone afterwards."""
+    listener = inherited()
+    if listener is not None:
+        stack.callback(listener.close)
+        return listener.getsockname(), listener
+    path: str = options.socket or default_socket()
+    listener = listen(path, everyone=bool(options.allow_uid or options.allow_read_uid))
+    stack.callback(os.unlink, path)
+    stack.callback(listener.close)
+    return path, listener
+
+
+def _open_doors(options: argparse.Namespace, host: Host, stack: ExitStack) -> None:
+    """The doors for data."""
+    if options.nbd:
+        from .io.nbd import NbdServer
+
+        nbd = NbdServer(host.mapper)
+        _log.info("NBD exports at %s", nbd.start(options.nbd))
+        stack.callback(nbd.close)

@@ -99,8 +99,11 @@ class NetbsdControl:
     # -- devices ----------------------------------------------------------------------------------------
 
     def _lookup(self, call: Call) -> DmDev:
-        """`dm_dev_lookup`: by minor, else by name, else by uuid; ENOENT clears EXISTS."""
+        """`dm_dev_lookup`: by minor, else by name, else by uuid; ENOENT clears EXISTS. Mended, where minors begin at 0,
+        that is a minor too when nothing else tells a device."""
         device = self._find(call.minor, call.name, call.uuid)
+        if device is None and self.mended and not (call.name or call.uuid):
+            device = self.mapper.devices.get(0) if unsigned(call.request.get("minor"), 32) == 0 else None
         if device is None:
             raise self._missing(call)
         return device

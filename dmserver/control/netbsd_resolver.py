@@ -2,7 +2,7 @@
 
 The list of physical devices goes by the path string, of which it keeps 31 bytes: a longer one is never found again. A
 block device can be open once, so another spelling of the path of one that is in use is EBUSY. Opening a device-mapper
-device always works, even one that is not there. `mended`: devices go by their number, and must be there.
+device always works, even one that is not there. `mended`: devices are found as Linux finds them, by number too.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from ..io.blockdev import BlockDevice
 from ..model.dm_dev import DmDev
 from ..model.dm_pdev import DmPdev
 from ..model.mapper import Mapper
+from .linux_resolver import LinuxResolver
 
 __all__ = ["MAX_DEV_NAME", "NetbsdResolver"]
 
@@ -46,15 +47,16 @@ class NetbsdResolver:
     def __init__(self, mapper: Mapper, *, mended: bool) -> None:
         self._mapper = mapper
         self._mended = mended
+        self._linux = LinuxResolver(mapper)
         self._serial = itertools.count()
 
     def resolve(self, path: str, user: DmDev) -> tuple[Hashable, str, BlockDevice]:
         """Key for the list of physical devices, the name it keeps, and the device. OSError when it cannot be opened."""
         if self._mended:
-            bdev = self._mapper.lookup_bdev(path)
-            if bdev is user:
+            found = self._linux(path)
+            if found[2] is user:
                 raise OSError(errno.EINVAL, "a device cannot stand on itself", path)
-            return bdev.dev, bdev.path, bdev
+            return found
         kept = to_text(to_bytes(path)[: MAX_DEV_NAME - 1])
         for pdev in self._namesakes(path):
             return pdev.key, path, pdev.bdev
