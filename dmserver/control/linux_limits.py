@@ -35,7 +35,7 @@ def fits(table: DmTable) -> bool:
 
 def _log(target: Target, text: str) -> None:
     major, minor = target.table.device.dev
-    target.log(f"{major}:{minor}: {text}", "table")
+    target.printk(f"device-mapper: table: {major}:{minor}: {text}")
 
 
 def _name(bdev: BlockDevice) -> str:

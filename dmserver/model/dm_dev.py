@@ -11,6 +11,7 @@ from ..io.bio import Bio
 from ..io.blockdev import BlockDevice
 from ..io.mapped import MappedIo
 from .dm_table import DmTable
+from .dm_target import TargetError
 from .stats import Stats
 
 if TYPE_CHECKING:
@@ -122,7 +123,14 @@ class DmDev(BlockDevice):
         """Let bios run (`dm_resume`). TargetError when a target refuses; the device then stays suspended."""
         targets = self.live.targets if self.live else []
         for target in targets:
-            target.preresume()
+            try:
+                target.preresume()
+            except TargetError as failure:
+                major, minor = self.dev
+                self.mapper.events.log(
+                    f"device-mapper: table: {major}:{minor}: {target.name}: preresume failed, error = {-failure.errno}"
+                )
+                raise
         for target in targets:
             target.resume()
         self.suspended = False
