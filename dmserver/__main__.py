@@ -12,6 +12,8 @@ __all__ = ["main"]
 COMMANDS = {
     "serve": ("dmserver.serve", "serve a device-mapper on a socket"),
     "run": ("dmserver.bridge.run", "run an unmodified program on a device-mapper of its own"),
+    "record": ("dmserver.bridge.record", "run a program and write down its device-mapper requests"),
+    "doctor": ("dmserver.bridge.doctor", "tell what this machine allows, and what follows"),
 }
 
 

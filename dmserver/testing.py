@@ -51,22 +51,22 @@ class PrivateServer:
 
     def __init__(self) -> None:
         from dmserver.bridge.bridge import Bridge
+        from dmserver.bridge.join import Doorway, bridge_path
         from dmserver.host import Host
         from dmserver.loop import Loop
+        from dmserver.serve import LIMIT, listen
         from dmserver.server import Policy, Server
 
         self._directory = tempfile.mkdtemp(prefix="dm")
         self.socket = os.path.join(self._directory, "s")
-        listener = socket.socket(socket.AF_UNIX)
-        listener.bind(self.socket)
-        listener.listen()
-        listener.setblocking(False)
-        self._listener = listener
+        self._listener = listen(self.socket, everyone=False)
         self.host = Host()
         self._loop = Loop()
         policy = Policy(admins={0, os.geteuid()})
-        self._server = Server(self.host, self._loop, listener, policy, limit=64 << 20, binary_limit=64 << 20)
+        self._server = Server(self.host, self._loop, self._listener, policy, limit=LIMIT, binary_limit=LIMIT)
         self._bridge = Bridge(self._loop, self.host)
+        door = listen(bridge_path(self.socket), everyone=False)
+        self._doorway = Doorway(self._loop, door, self._bridge.supervise, policy.admins.__contains__)
         self._thread = threading.Thread(target=self._loop.run, name="dmserver", daemon=True)
         self._thread.start()
 
@@ -137,6 +137,7 @@ class PrivateServer:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._server.close()
+        self._doorway.close()
         self._bridge.close()
         self.host.close()
         self._loop.close()

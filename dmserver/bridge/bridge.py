@@ -16,7 +16,7 @@ from dmserver.loop import Loop
 from .blockioctl import BlockIoctls
 from .caller import Caller
 from .changes import Changes
-from .control import ControlNodes
+from .control import ControlNodes, Door
 from .devices import Devices
 from .files import Files
 from .namespace import Namespace
@@ -38,7 +38,8 @@ DM_UDEV_DISABLE_LIBRARY_FALLBACK, DM_UDEV_PRIMARY_SOURCE_FLAG = 0x20, 0x40
 class Bridge:
     """One device-mapper in the view of the programs under one filter."""
 
-    def __init__(self, loop: Loop, host: Host) -> None:
+    def __init__(self, loop: Loop, host: Host, door: Door | None = None) -> None:
+        """`door` is what control nodes lead to, if not the host itself."""
         self.loop = loop
         self.host = host
         self.devices = Devices(host.mapper)
@@ -48,7 +49,7 @@ class Bridge:
         self.files: Files = Files(self)
         self.changes: Changes = Changes(self)
         host.mapper.call_soon = loop.call_soon_threadsafe
-        self.control = ControlNodes(loop, host, host.mapper.events, self._observe, self._locate)
+        self.control = ControlNodes(loop, door or host, host.mapper.events, self._observe, self._locate)
         self.opens = Opens()
         self.block_ioctls = BlockIoctls(loop)
         self._supervisors: set[Supervisor] = set()

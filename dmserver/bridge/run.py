@@ -3,18 +3,37 @@
 from __future__ import annotations
 
 import argparse
+import os
+import signal
 import sys
+import tempfile
+from collections.abc import Callable
 
 from dmserver.host import Host
 from dmserver.loop import Loop
 
 from .bridge import Bridge
+from .control import Door
+from .join import join
 from .program import Program
 
-__all__ = ["add_arguments", "main"]
+__all__ = ["add_arguments", "main", "run_private"]
+
+NOT_STARTED, NOT_FOUND = 125, 127
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--socket", metavar="PATH", help="join the device-mapper of the server at PATH")
+    parser.add_argument(
+        "--keep",
+        action="store_true",
+        help="when the program has ended, keep its device-mapper and serve it at a socket",
+    )
+    add_program_arguments(parser)
+
+
+def add_program_arguments(parser: argparse.ArgumentParser) -> None:
+    """Disks and the program."""
     parser.add_argument(
         "--pdev",
         action="append",
@@ -26,28 +45,75 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Run the program; returns its exit status, 125 to 127 when it could not be started."""
-    argv = args.program[1:] if args.program[:1] == ["--"] else args.program
-    if not argv:
-        print("dmserver run: no program given", file=sys.stderr)
-        return 125
+    """Run the program; returns its exit status, 125 or 127 when it could not be started."""
+    if args.socket is None:
+        return run_private("run", args, lambda host: host, keep=args.keep)
+    if args.pdev or args.keep:
+        print("dmserver run: --pdev and --keep are the server's own business; not with --socket", file=sys.stderr)
+        return NOT_STARTED
+    try:
+        program = Program(_argv(args))
+        join(args.socket, program.listener)
+    except OSError as error:
+        return _refused("run", error)
     loop = Loop()
+    program.watch(loop)
+    loop.run()
+    program.close()
+    loop.close()
+    return program.leave()
+
+
+def run_private(tool: str, args: argparse.Namespace, door: Callable[[Host], Door], *, keep: bool = False) -> int:
+    """Run the program on a fresh host; its control nodes lead to `door(host)`."""
     host = Host()
     try:
         for pdev in args.pdev:
             host.add_pdev(pdev)
-        program = Program(argv)
+        program = Program(_argv(args))
     except (OSError, ValueError) as error:
-        print(f"dmserver run: {error}", file=sys.stderr)
-        return 127 if isinstance(error, FileNotFoundError) and error.filename == argv[0] else 125
-    bridge = Bridge(loop, host)
+        host.close()
+        return _refused(tool, error)
+    loop = Loop()
+    bridge = Bridge(loop, host, door(host))
     try:
         bridge.supervise(program.listener)
         program.watch(loop)
         loop.run()
+        program.close()
+        if keep:
+            _serve(loop, host)
     finally:
         bridge.close()
         host.close()
-        program.close()
         loop.close()
     return program.leave()
+
+
+def _argv(args: argparse.Namespace) -> list[str]:
+    argv: list[str] = args.program[1:] if args.program[:1] == ["--"] else args.program
+    if not argv:
+        raise ValueError("no program given")
+    return argv
+
+
+def _refused(tool: str, error: Exception) -> int:
+    print(f"dmserver {tool}: {error}", file=sys.stderr)
+    return NOT_FOUND if isinstance(error, FileNotFoundError) else NOT_STARTED
+
+
+def _serve(loop: Loop, host: Host) -> None:
+    """Serve the host at a socket of its own until SIGINT or SIGTERM."""
+    from dmserver.serve import LIMIT, listen
+    from dmserver.server import Policy, Server
+
+    with tempfile.TemporaryDirectory(prefix="dm") as directory:
+        path = os.path.join(directory, "s")
+        with listen(path, everyone=False) as listener:
+            policy = Policy(admins={0, os.geteuid()})
+            server = Server(host, loop, listener, policy, limit=LIMIT, binary_limit=LIMIT)
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.on_signal(number, loop.stop)
+            print(f"dmserver run: the device-mapper stays at {path}", file=sys.stderr, flush=True)
+            loop.run()
+            server.close()

@@ -27,10 +27,29 @@ PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 #: What differs between two runs on a real kernel as well: (pattern, replacement, reason).
 MASKS: tuple[tuple[str, str, str], ...] = (
     (r"(?m)^[\w-]+ +v\d+\.\d+\.\d+\n", "", "target types: those that this device-mapper has, not what modprobe loaded"),
-    (r"\w{3} \d\d \d\d:\d\d", "DATE", "dates of nodes"),
-    (r"(?m)^total \d+$", "total", "sizes of directories"),
-    (r"(?m)^(d\S+ +)\d+( \S+ +\S+ +)\d+", r"\1N\2N", "sizes of directories"),
+    (r"(?m)^(total|d[rwx-]{9}) .*\n", "", "ls -l: sizes of directories"),
+    (
+        r"(?m)^([bcl-][rwx-]{9}) +1 (?:root root|0 +0|(\d+) +(\d+)) +(\d+), +(\d+) .*? (\S+)$",
+        r"\1 \2:\3 \4:\5 \6",
+        "ls -l: column widths and names of users differ between busybox and coreutils, dates from run to run",
+    ),
+    (r"(?m)^'(/\S+)' (?!->)", r"\1 ", "stat %N: quotes of coreutils that busybox has not"),
+    (r"LVM-\w{64}|\b\w{6}(?:-\w{4}){5}-\w{6}\b", "UUID", "uuids that lvm makes up"),
+    (r"Creation host, time .*", "TIME", "where and when"),
+    (r"crypt (\S+) [0-9a-f]{64,128}", r"crypt \1 KEY", "volume keys that cryptsetup makes up"),
 )
+
+#: lvm.conf of the recorded guest (no udev, nobody to notify, no backups), and which of this machine's disks it sees.
+LVM_CONF = """
+global { notify_dbus = 0 }
+activation { udev_sync = 0 udev_rules = 0 monitoring = 0 process_priority = 0 }
+devices {
+    hints = "none" use_devicesfile = 0 obtain_device_list_from_udev = 0
+    multipath_component_detection = 0 md_component_detection = 0
+    global_filter = [ "a|^/dev/(ram|loop|mapper/|dm-)|", "r|.*|" ]
+}
+backup { backup = 0 archive = 0 }
+"""
 
 #: Files whose sessions are all device-mapper's own programs.
 SESSIONS = ("dmsetup_basic", "dmsetup_nodes")
@@ -51,6 +70,7 @@ def replay(file: str) -> Iterator[Outcome]:
     with tempfile.TemporaryDirectory(prefix="dm") as directory, PrivateServer() as server:
         for pdev in guest_disks(Path(directory)):
             server.call(lambda pdev=pdev: server.host.add_pdev(pdev))
+        (Path(directory) / "lvm.conf").write_text(LVM_CONF)
         for line, text in enumerate((VECTORS / f"{file}.jsonl").read_text().splitlines(), 1):
             step = json.loads(text)
             if step["op"] in ("pattern", "zero"):
@@ -92,7 +112,13 @@ def words_of(step: dict[str, Any]) -> list[str]:
 def outcome(
     server: PrivateServer, file: str, line: int, step: dict[str, Any], argv: list[str], directory: str
 ) -> Outcome:
-    env = {"PATH": PATH, "LC_ALL": "C", **(step.get("env") or {})}
+    env = {
+        "PATH": PATH,
+        "LC_ALL": "C",
+        "LVM_SYSTEM_DIR": directory,
+        "LVM_SUPPRESS_FD_WARNINGS": "1",
+        **(step.get("env") or {}),
+    }
     try:
         done = server.run(*argv, env=env, cwd=directory, input=step.get("stdin") or "", check=False, timeout=30)
         got: dict[str, Any] = {"exit": done.returncode, "stdout": done.stdout, "stderr": done.stderr}
