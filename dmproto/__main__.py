@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ from . import captures, explain, linux, proplib, translate
 from .captures import Capture
 from .commands import Command
 from .commands import command as find_command
-from .errors import BadMessage
+from .errors import BadDictionary, BadMessage
 from .records import Message
 from .translate import Form
 
@@ -143,7 +144,14 @@ def _convert(options: argparse.Namespace) -> int:
 
 def _decode(options: argparse.Namespace) -> int:
     def write(capture: Capture) -> None:
-        said = explain.explain(_message(capture, options), show_secrets=options.show_secrets)
+        try:
+            message = _message(capture, options)
+        except BadDictionary as error:
+            if options.show_secrets:
+                raise
+            told = re.sub(r'string ".*"', "a string", error.message, flags=re.DOTALL)  # it may be a key
+            raise BadDictionary(told, path=error.path) from None
+        said = explain.explain(message, show_secrets=options.show_secrets)
         # a recorder's label may quote a whole table, keys included
         names = ("where", "label", "result", "note") if options.show_secrets else ("where", "result", "note")
         about = {name: value for name in names if (value := getattr(capture, name))}

@@ -201,8 +201,12 @@ def _strace(stream: BinaryIO) -> Iterator[Capture]:
     for line, call in strace.calls(text.decode("latin-1") for text in _lines(stream)):
         where = f"line {line}"
         for message in filter(None, (call.request, call.reply)):
+            try:
+                data = linux.build(message)
+            except BadMessage as error:
+                raise BadMessage(str(error), path=where) from None
             yield Capture(
-                data=linux.build(message),
+                data=data,
                 form=Form.BINARY,
                 command=call.command,
                 reply=message.reply,

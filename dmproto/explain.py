@@ -6,7 +6,7 @@ the message alone. Unless told to show secrets they hold none:
 * the key of a crypt line and of integrity's `internal_hash`, `journal_crypt` and `journal_mac`;
 * the key of the message `key set KEY`;
 * all parameters and messages under DM_SECURE_DATA_FLAG;
-* bytes that the fields do not tell (`residue`), if the message holds any of these.
+* bytes and keys that the fields do not tell (`residue`, `keys`), if the message is of a kind that can hold these.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from . import parameters
 from .commands import Command, Payload
 from .flags import DmFlag, flag_names
 from .netbsd import verb
+from .objects import describe
 from .parameters import REDACTED
 from .records import (
     DeviceEntry,
@@ -60,8 +61,13 @@ def explain(message: Message, *, show_secrets: bool = False) -> dict[str, Any]:
         said["size"] = message.size
     if message.payload is not None:
         said["data"] = _payload(message, hide_all=hide_all, show_secrets=show_secrets)
+    hidden = not show_secrets and (hide_all or _is_sensitive(message))
+    if message.keys:  # None: a key that is not there
+        said["keys"] = {
+            name: "(absent)" if value is None else REDACTED if hidden else describe(value)
+            for name, value in message.keys
+        }
     if message.residue:
-        hidden = not show_secrets and (hide_all or _is_sensitive(message))
         said["residue"] = [
             {"offset": offset, "length": len(run), "bytes": REDACTED if hidden else run.hex()}
             for offset, run in message.residue
@@ -149,9 +155,8 @@ def _is_sensitive(message: Message) -> bool:
         return True
     if Payload.TARGET_SPECS not in (command.takes, command.gives):
         return False
-    return payload is None or any(
-        isinstance(t, TargetSpec) and t.type in parameters.SECRET_TYPES for t in cast(tuple[Any, ...], payload)
-    )
+    specs = cast(tuple[TargetSpec, ...], payload or ())
+    return not specs or any(spec.type in parameters.SECRET_TYPES for spec in specs)
 
 
 def shown(text: str) -> str:

@@ -33,9 +33,9 @@ from .records import (
 
 __all__ = ["Call", "calls", "looks_like"]
 
-_LINE = re.compile(r"^(?:\[pid +(\d+)\] |(\d+) +)?(?:[\d:.]+ )?(.*)$", re.DOTALL)
+_LINE = re.compile(r"^ *(?:\[pid +(\d+)\] |(\d+) +)?(?:[\d:.]+ )?(.*)$", re.DOTALL)
 _CALL = re.compile(
-    r"ioctl\(\d+(?:<[^>]*>)?, "
+    r"ioctl\(\d+(?:<.*?>)?, "
     r"(?:DM_(?P<name>[A-Z_]+)|_IOC\([^,]*, 0xfd, (?P<number>\w+), \w+\)|(?P<code>0x[0-9a-f]+)), "
 )
 _RESULT = re.compile(r"\)\s*= (-?\d+|\?)(?: ([A-Z]\w*))?")
@@ -68,7 +68,7 @@ class Call:
 
 def looks_like(head: str) -> bool:
     """Whether a text begins like a log of strace."""
-    return any(re.match(r"(?:\[pid +\d+\] |\d+ +)?(?:[\d:.]+ )?\w+\(", line) for line in head.splitlines()[:20])
+    return any(re.match(r" *(?:\[pid +\d+\] |\d+ +)?(?:[\d:.]+ )?\w+\(", line) for line in head.splitlines()[:20])
 
 
 def calls(lines: Iterator[str]) -> Iterator[tuple[int, Call]]:

@@ -126,6 +126,7 @@ def test_socket_frames() -> None:
         (b"DMIO\x09\xfe\x38\xc1\0\0\0\0", "none of device-mapper's at offset 4"),
         (b"", "nothing there"),
         (b"{}\nx\n", "line 2: no JSON"),
+        (b"ioctl(3, DM_VERSION, [{version=[4, 0, 0], data_size=4294967295}]) = 0\n", "line 1: size"),
     ],
 )
 def test_broken_files_name_the_place(data: bytes, words: str) -> None:

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 from support.linux_vectors import FILES, ioctls
 
-from dmproto import linux
+from dmproto import linux, translate
 from dmproto.commands import BY_NAME
 from dmproto.errors import BadBinary
 from dmproto.explain import explain, render, shown
 from dmproto.flags import DmFlag
+from dmproto.proplib import Unsigned
 from dmproto.records import (
     DeviceEntry,
     Header,
@@ -158,6 +159,15 @@ def test_bytes_that_no_field_tells() -> None:
     said = explain(linux.parse(bytes(data), BY_NAME["DEV_CREATE"]))
     assert said["residue"] == [{"offset": 310, "length": 1, "bytes": "ab"}]
     assert "  other bytes   1 at offset 310: ab" in render(said)
+
+
+def test_keys_that_no_field_tells() -> None:
+    obj = {"command": "names", "flags": Unsigned(0), "colour": "blue", "cmd_data": "x"}
+    said = explain(translate.to_message(obj))
+    assert said["keys"]["colour"] == 'string "blue"'
+    assert any('colour string "blue"' in line for line in render(said))
+    secret = {"command": "reload", "flags": Unsigned(0), "cmd_data": [], "colour": KEY}
+    assert KEY not in text_of(explain(translate.to_message(secret)))
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)

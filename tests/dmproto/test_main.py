@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import subprocess
 import sys
@@ -108,6 +109,15 @@ def test_no_recorded_key_is_printed(name: str, capsysbinary: pytest.CaptureFixtu
         assert all(key in out.decode() for key in keys)
 
 
+def test_errors_quote_no_secret(tmp_path: Path, capsysbinary: pytest.CaptureFixture[bytes]) -> None:
+    path = tmp_path / "bad"
+    path.write_bytes(b'{"command":"message","flags":0,"cmd_data":"key set 00112233"}\n')
+    status, _, err = run(capsysbinary, "decode", str(path))
+    assert status == 1
+    assert "cmd_data" in err
+    assert "00112233" not in err
+
+
 def test_refused_calls_of_a_recording_are_reported_but_no_failure(capsysbinary: pytest.CaptureFixture[bytes]) -> None:
     status, _, err = run(capsysbinary, "decode", str(VECTORS / "table_load.jsonl"))
     assert status == 0
@@ -186,6 +196,15 @@ def test_completion_without_shtab(monkeypatch: pytest.MonkeyPatch, capsys: pytes
         main(["--print-completion", "bash"])
     assert caught.value.code == 1
     assert "dmproto[completion]" in capsys.readouterr().err
+
+
+def test_progress_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    clock = itertools.count()
+    monkeypatch.setattr("dmproto.__main__.time.monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    path = VECTORS / "t_zero_error.jsonl"
+    assert main(["decode", str(path)]) == 0
+    assert f"\rdmproto: {path}: 1 messages in 1 s" in capsys.readouterr().err
 
 
 def test_a_reader_that_leaves_early_is_no_error() -> None:

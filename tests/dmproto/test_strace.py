@@ -119,6 +119,16 @@ def test_calls_of_several_processes_are_put_together() -> None:
 
 
 @pytest.mark.parametrize(
+    "prefix",
+    ["", "12 ", "[pid    12] ", "10:11:12 ", "10:11:12.5 ", "12 1700000000.25 ", "     0.000102 "],
+)
+def test_prefixes_and_file_names(prefix: str) -> None:
+    line = f"{prefix}ioctl(3</dev/mapper/control<char 10:236>>, DM_VERSION, [{HEAD}flags=0}}]) = 0 <0.000010>"
+    assert strace.looks_like(line)
+    assert one(line).result == "0"
+
+
+@pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (f'[{HEAD}name="abc"..., flags=0}}]', "cut this string short"),
