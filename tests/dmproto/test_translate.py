@@ -2,7 +2,7 @@ import struct
 
 import pytest
 from hypothesis import given
-from support.buffers import buffers
+from hypothesis import strategies as st
 from support.vectors import linux_buffers, plists
 
 from dmproto import linux, netbsd, proplib, translate
@@ -11,7 +11,8 @@ from dmproto.errors import BadBinary, BadDictionary, BadMessage, BadPlist, NotSa
 from dmproto.flags import DmFlag
 from dmproto.objects import same
 from dmproto.proplib import Unsigned
-from dmproto.records import Header, Message
+from dmproto.records import DeviceEntry, Header, Message, huge_decode
+from dmproto.strategies import buffers, dictionaries
 from dmproto.translate import Form, convert, from_binary, to_binary, to_dictionary, to_message
 
 
@@ -217,15 +218,37 @@ def test_the_profile_needs_a_direction_of_its_own():
         convert(data, source=None, target=Form.PLIST, command="info", profile="lvm")
 
 
-@given(buffers())
+@given(buffers() | buffers(nearly=True))
 def test_any_buffer_comes_back_as_it_was(drawn):
-    command, reply, data = drawn
+    data, command, reply = drawn
     try:
         linux.parse(data, command, reply=reply)
     except BadMessage:
         return
-    text = convert(data, source=Form.BINARY, target=Form.PLIST, command=command, reply=reply)
-    assert convert(text, source=Form.PLIST, target=Form.BINARY, reply=reply) == data
+    for form in (Form.PLIST, Form.JSON, Form.DRAFT):
+        text = convert(data, source=Form.BINARY, target=form, command=command, reply=reply)
+        assert convert(text, source=form, target=Form.BINARY, reply=reply) == data
+
+
+@given(dictionaries() | dictionaries(nearly=True), st.booleans())
+def test_any_dictionary_comes_back_as_it_was(obj, reply):
+    try:
+        command = to_message(obj, reply=reply).command
+        data = to_binary(obj, reply=reply)
+    except BadMessage:
+        return
+    assert same(from_binary(data, command, reply=reply), obj)
+
+
+@given(buffers())
+def test_a_canonical_buffer_needs_no_extension(drawn):
+    data, command, reply = drawn
+    message = linux.parse(data, command, reply=reply)
+    dev = message.header.dev
+    entries = message.payload if isinstance(message.payload, tuple) else ()
+    devs = [entry.dev for entry in entries if isinstance(entry, DeviceEntry)] + ([huge_decode(dev)] if dev else [])
+    if all(major == netbsd.DM_MAJOR for major, _ in devs):
+        assert "dm_ioctl" not in to_dictionary(message, strict=True)
 
 
 def test_to_dictionary_of_a_message_that_was_not_parsed_needs_no_extension():
