@@ -54,8 +54,8 @@ class Store:
         self._saved = host.changes
 
     def save_changes(self) -> None:
-        """Write the file if a command has changed anything since it was written. A failure is logged, and the next change
-        tries again."""
+        """Write the file if a command has changed anything since it was written. A failure is logged, and the next
+        change tries again."""
         if self._saved != self._host.changes:
             try:
                 self.save()
