@@ -13,7 +13,8 @@ import errno
 from collections.abc import Callable
 from typing import Any, Literal, ParamSpec, get_args
 
-from dmproto.commands import BY_NUMBER, BY_VERB, CommandFlag
+from dmproto.commands import BY_VERB, COMMANDS, CommandFlag
+from dmproto.objects import describe
 from dmproto.proplib import Unsigned
 
 from .control.linux import LinuxControl
@@ -40,17 +41,25 @@ LINUX_MAJOR, NETBSD_MAJOR = 253, 169
 _EXTENSIONS = ("pdevs", "log")
 
 #: Commands that change no device and no table.
-_QUERIES = {
-    "VERSION",
-    "LIST_DEVICES",
-    "DEV_STATUS",
-    "DEV_WAIT",
-    "TABLE_DEPS",
-    "TABLE_STATUS",
-    "LIST_VERSIONS",
-    "DEV_ARM_POLL",
-    "GET_TARGET_VERSION",
-}
+_QUERIES = frozenset(
+    {
+        "VERSION",
+        "LIST_DEVICES",
+        "DEV_STATUS",
+        "DEV_WAIT",
+        "TABLE_DEPS",
+        "TABLE_STATUS",
+        "LIST_VERSIONS",
+        "DEV_ARM_POLL",
+        "GET_TARGET_VERSION",
+    }
+)
+_QUERY_NUMBERS = frozenset(command.number for command in COMMANDS if command.name in _QUERIES)
+_QUERY_VERBS = frozenset(verb for command in COMMANDS if command.name in _QUERIES for verb in command.verbs)
+
+#: Verbs that only Linux's rules know, and those that NetBSD lets anyone use.
+_LINUX_VERBS = frozenset(verb for verb, command in BY_VERB.items() if CommandFlag.NETBSD not in command.flags)
+_ANYONES_VERBS = frozenset(verb for verb, command in BY_VERB.items() if CommandFlag.ANYONE in command.flags)
 
 _Reply = ParamSpec("_Reply")
 
@@ -94,8 +103,7 @@ class Host:
     def ioctl(self, session: Session, number: int, buffer: bytes, done: Callable[[int, bytes], None]) -> Cancel | None:
         """A binary request: the whole ioctl number and the caller's whole buffer. `done(result, written)` gets 0 or
         -errno, and the prefix of the buffer that is written back."""
-        command = BY_NUMBER.get(number & 0xFF)
-        if command is not None and command.name not in _QUERIES:
+        if number & 0xFF not in _QUERY_NUMBERS:
             done = self._count(done)
         if self.personality == "netbsd":
             return ioctl_to_netbsd(self.netbsd, session, number, buffer, done)
@@ -104,22 +112,20 @@ class Host:
     def dictionary(self, session: Session, request: object, done: Callable[[dict[str, Any]], None]) -> Cancel | None:
         """A dictionary request, which becomes the reply. That holds `errno` and `error` when the command failed."""
         if not isinstance(request, dict):
-            Call({}, done).finish(Refusal(errno.EIO, f"expected a dictionary, got {type(request).__name__}"))
+            Call({}, done).finish(Refusal(errno.EIO, f"expected a dictionary, got {describe(request)}"))
             return None
         verb = request.get("command")
+        if not isinstance(verb, str):
+            verb = ""
         if verb in _EXTENSIONS:
             self._extension(session, request, done)
             return None
-        command = BY_VERB.get(verb) if isinstance(verb, str) else None
-        if command is not None and command.name not in _QUERIES:
+        if verb not in _QUERY_VERBS:
             done = self._count(done)
-        known = command is not None and CommandFlag.NETBSD in command.flags
-        if self.personality == "netbsd" or (self.personality == "auto" and (known or command is None)):
+        if self.personality == "netbsd" or (self.personality == "auto" and verb not in _LINUX_VERBS):
             return self.netbsd.dictionary(session, request, done)
-        anyone = command is not None and CommandFlag.ANYONE in command.flags
-        if not session.privileged and not anyone:
-            call = Call(request, done)
-            call.finish(Refusal(errno.EPERM, f"command {verb!r} needs the superuser"))
+        if not session.privileged and verb not in _ANYONES_VERBS:
+            Call(request, done).finish(Refusal(errno.EPERM, f"command {describe(verb)} needs the superuser"))
             return None
         if not session.privileged:
             session = self.open()

@@ -27,6 +27,7 @@ from typing import Any
 
 from dmproto import proplib
 from dmproto.errors import BadMessage, BadPlist
+from dmproto.objects import describe
 from dmproto.stream import (
     NEED_DATA,
     BinaryRequest,
@@ -282,7 +283,7 @@ class _Connection:
             else:
                 request = proplib.loads(message.data, flavour="kernel", max_size=limit)
             if not isinstance(request, dict):
-                raise BadPlist(f"expected a dictionary, got {type(request).__name__}")
+                raise BadPlist(f"expected a dictionary, got {describe(request)}")
         except BadMessage as wrong:
             self._put(_encode(_failure(wrong), json))
             return

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
 from dmproto.flags import DmFlag
+from dmproto.objects import describe
 from dmproto.proplib import Unsigned
 from dmproto.records import DM_NAME_LEN, DM_UUID_LEN, netbsd_encode, to_bytes, to_text
 
@@ -33,8 +34,13 @@ from .session import Cancel, Session
 __all__ = ["VERSION", "NetbsdControl"]
 
 VERSION = (4, 16, 0)
+_OURS = tuple(map(Unsigned, VERSION))
 
-_F = DmFlag
+#: Plain numbers: arithmetic on enumeration members costs more than the rest of a command.
+_READONLY, _SUSPEND, _EXISTS = DmFlag.READONLY.value, DmFlag.SUSPEND.value, DmFlag.EXISTS.value
+_ACTIVE_PRESENT, _INACTIVE_PRESENT = DmFlag.ACTIVE_PRESENT.value, DmFlag.INACTIVE_PRESENT.value
+_STATUS_TABLE, _QUERY_INACTIVE = DmFlag.STATUS_TABLE.value, DmFlag.QUERY_INACTIVE.value
+_NOFLUSH = DmFlag.NOFLUSH.value
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +97,9 @@ class NetbsdControl:
             raise Refusal(errno.EINVAL, "the key command is missing")
         verb = self._verbs.get(command) if isinstance(command, str) else None
         if not session.privileged and not (verb and verb.anyone):
-            raise Refusal(errno.EPERM, f"command {command!r} needs the superuser")
+            raise Refusal(errno.EPERM, f"command {describe(command)} needs the superuser")
         if verb is None:
-            raise Refusal(errno.EINVAL, f"unknown command {command!r}; known: {', '.join(self._verbs)}")
+            raise Refusal(errno.EINVAL, f"unknown command {describe(command)}; known: {', '.join(self._verbs)}")
         return verb
 
     # -- devices ----------------------------------------------------------------------------------------
@@ -117,8 +123,8 @@ class NetbsdControl:
         )
 
     def _missing(self, call: Call) -> Refusal:
-        call.remove_flag(_F.EXISTS)
-        keys = (f"{key} {call.request[key]!r}" for key in ("minor", "name", "uuid") if key in call.request)
+        call.remove_flag(_EXISTS)
+        keys = (f"{key} is {describe(call.request[key])}" for key in ("minor", "name", "uuid") if key in call.request)
         return Refusal(errno.ENOENT, f"no such device: {', '.join(keys) or 'none of minor, name, uuid given'}")
 
     def device_flags(self, device: DmDev) -> int:
@@ -126,10 +132,10 @@ class NetbsdControl:
         flags = self._device_flags.get(device, 0)
         if not self.mended:
             return flags
-        flags &= _F.READONLY | _F.ACTIVE_PRESENT
-        flags |= _F.SUSPEND if device.suspended else 0
-        flags |= _F.ACTIVE_PRESENT if device.live is not None else 0
-        return flags | (_F.INACTIVE_PRESENT if device.inactive is not None else 0)
+        flags &= _READONLY | _ACTIVE_PRESENT
+        flags |= _SUSPEND if device.suspended else 0
+        flags |= _ACTIVE_PRESENT if device.live is not None else 0
+        return flags | (_INACTIVE_PRESENT if device.inactive is not None else 0)
 
     def restore_flags(self, device: DmDev, flags: int) -> None:
         """Set what `device_flags` told of a device that now comes back."""
@@ -144,7 +150,7 @@ class NetbsdControl:
 
     def _create(self, call: Call) -> None:
         if self._find(0, call.name, call.uuid):
-            call.add_flag(_F.EXISTS)
+            call.add_flag(_EXISTS)
             raise Refusal(errno.EEXIST, f"a device of name {call.name!r} or uuid {call.uuid!r} exists already")
         name, uuid = _cut(call.name, DM_NAME_LEN - 1), _cut(call.uuid, DM_UUID_LEN)
         taken = self._find(0, name, uuid)
@@ -154,21 +160,19 @@ class NetbsdControl:
         if not taken:
             device = self.mapper.create(name, uuid, minor)
             device.has_disk = not self.mended
-            self._change_flags(device, add=call.flags & _F.READONLY)
-        call.add_flag(_F.EXISTS)
-        call.remove_flag(_F.INACTIVE_PRESENT)
+            self._change_flags(device, add=call.flags & _READONLY)
+        call.add_flag(_EXISTS)
+        call.remove_flag(_INACTIVE_PRESENT)
         if taken:
             raise Refusal(errno.EEXIST, f"a device of name {name!r} (as cut) or uuid {uuid!r} exists already")
 
     def _info(self, call: Call) -> None:
         device = self._lookup(call)
         live, inactive = _targets(device.live), _targets(device.inactive)
-        call.set(open_count=0, minor=device.minor, target_count=len(live))
+        flags = (call.flags | self.device_flags(device) & _SUSPEND) & ~(_ACTIVE_PRESENT | _INACTIVE_PRESENT)
+        flags |= (_ACTIVE_PRESENT if live else 0) | (_INACTIVE_PRESENT if inactive else 0)
+        call.set(open_count=0, minor=device.minor, target_count=len(live), flags=flags)
         call.request["uuid"] = device.uuid
-        if self.device_flags(device) & _F.SUSPEND:
-            call.add_flag(_F.SUSPEND)
-        call.put_flag(_F.ACTIVE_PRESENT, live)
-        call.put_flag(_F.INACTIVE_PRESENT, inactive)
 
     def _names(self, call: Call) -> None:
         call.request["cmd_data"] = [
@@ -202,7 +206,7 @@ class NetbsdControl:
             raise self._missing(call)
         holder = self.mapper.by_name(new)
         if holder not in (None, device) and self.mended:
-            call.add_flag(_F.EXISTS)
+            call.add_flag(_EXISTS)
             raise Refusal(errno.EEXIST, f"a device of name {new!r} exists already")
         call.set(open_count=0, minor=device.minor)
         call.request["uuid"] = device.uuid
@@ -223,31 +227,31 @@ class NetbsdControl:
         device = self._lookup(call)
 
         def suspended() -> None:
-            self._change_flags(device, add=_F.SUSPEND)
+            self._change_flags(device, add=_SUSPEND)
             call.set(open_count=0, minor=device.minor, flags=self.device_flags(device))
-            call.add_flag(_F.EXISTS)
+            call.add_flag(_EXISTS)
 
         if not self.mended or device.suspended:
             suspended()
             return None
-        return self._quiesce(call, device, suspended, noflush=bool(call.flags & _F.NOFLUSH))
+        return self._quiesce(call, device, suspended, noflush=bool(call.flags & _NOFLUSH))
 
     def _resume(self, call: Call) -> Cancel | None:
         device = self._lookup(call)
 
         def resumed() -> None:
-            if self.device_flags(device) & _F.INACTIVE_PRESENT:
+            if self.device_flags(device) & _INACTIVE_PRESENT:
                 _destroy(device.swap())
             else:
                 _destroy(device.inactive)
                 device.inactive = None
-            self._change_flags(device, add=_F.ACTIVE_PRESENT, remove=_F.SUSPEND | _F.INACTIVE_PRESENT)
+            self._change_flags(device, add=_ACTIVE_PRESENT, remove=_SUSPEND | _INACTIVE_PRESENT)
             try:
                 if device.suspended:
                     device.resume()
             except TargetError as failure:
                 raise Refusal(failure.errno, f"{device.name!r} does not resume: {failure}") from failure
-            call.add_flag(_F.EXISTS)
+            call.add_flag(_EXISTS)
             call.set(open_count=0, minor=device.minor)
 
         if device.suspended or device.inactive is None:
@@ -289,14 +293,14 @@ class NetbsdControl:
         device = self._lookup(call)
         _destroy(device.inactive)
         device.inactive = None
-        self._change_flags(device, remove=_F.INACTIVE_PRESENT)
+        self._change_flags(device, remove=_INACTIVE_PRESENT)
 
     def _deps(self, call: Call) -> None:
         device = self._lookup(call)
         call.set(minor=device.minor)
         call.request["name"] = device.name
         call.request["uuid"] = device.uuid
-        table = device.inactive if call.flags & _F.QUERY_INACTIVE else device.live
+        table = device.inactive if call.flags & _QUERY_INACTIVE else device.live
         numbers = [netbsd_encode(pdev.bdev.dev) for pdev in table.pdevs] if table else []
         call.request["cmd_data"] = [Unsigned(number) for number in dict.fromkeys(numbers)]
 
@@ -304,13 +308,13 @@ class NetbsdControl:
         """status and table are one command: STATUS_TABLE decides what the parameters are."""
         device = self._lookup(call)
         live, inactive = _targets(device.live), _targets(device.inactive)
-        call.put_flag(_F.ACTIVE_PRESENT, live)
-        if not live:
-            call.put_flag(_F.INACTIVE_PRESENT, inactive)
-        if self.device_flags(device) & _F.SUSPEND:
-            call.add_flag(_F.SUSPEND)
-        call.set(minor=device.minor)
-        kind = StatusType.TABLE if call.flags & _F.STATUS_TABLE else StatusType.INFO
+        flags = call.flags | self.device_flags(device) & _SUSPEND
+        if live:
+            flags |= _ACTIVE_PRESENT
+        else:
+            flags = flags & ~(_ACTIVE_PRESENT | _INACTIVE_PRESENT) | (_INACTIVE_PRESENT if inactive else 0)
+        call.set(minor=device.minor, flags=flags)
+        kind = StatusType.TABLE if flags & _STATUS_TABLE else StatusType.INFO
         call.request["cmd_data"] = [
             {
                 "start": Unsigned(target.begin),
@@ -319,7 +323,7 @@ class NetbsdControl:
                 "status": device.cur_active,
                 "params": target.status(kind),
             }
-            for target in (inactive if call.flags & _F.QUERY_INACTIVE else live)
+            for target in (inactive if flags & _QUERY_INACTIVE else live)
         ]
 
     def _reload(self, call: Call) -> None:
@@ -327,11 +331,11 @@ class NetbsdControl:
         if not isinstance(entries, list):
             raise Refusal(errno.EINVAL, "cmd_data: expected an array of targets")
         device = self._lookup(call)
-        if not self.mended and self.device_flags(device) & _F.INACTIVE_PRESENT:
+        if not self.mended and self.device_flags(device) & _INACTIVE_PRESENT:
             _destroy(device.inactive)
             device.inactive = None
         call.set(minor=device.minor)
-        read_only = self.mended and bool(call.flags & _F.READONLY)
+        read_only = self.mended and bool(call.flags & _READONLY)
         table = DmTable(device, lambda path: self.resolve(path, device), read_only=read_only)
         try:
             self._fill(table, entries)
@@ -347,8 +351,8 @@ class NetbsdControl:
             raise
         self._load(device, table)
         device.has_disk = True
-        self._change_flags(device, add=_F.INACTIVE_PRESENT)
-        call.add_flag(_F.INACTIVE_PRESENT)
+        self._change_flags(device, add=_INACTIVE_PRESENT)
+        call.add_flag(_INACTIVE_PRESENT)
 
     def _load(self, device: DmDev, table: DmTable) -> None:
         """Into the inactive slot: in front of what is in there as shipped, instead of it when mended."""
@@ -393,11 +397,12 @@ def _check_version(call: Call) -> None:
     """`dm_check_version`: 4, at most 16, the rest does not matter; the array then tells ours."""
     version = call.request.get("version")
     told = version if isinstance(version, list) else []
-    major, minor = ((unsigned(told[at], 32) if at < len(told) else None) or 0 for at in range(2))
-    if major != VERSION[0] or minor > VERSION[1]:
+    major = unsigned(told[0], 32) if told else None
+    minor = unsigned(told[1], 32) if len(told) > 1 else None
+    if major != VERSION[0] or (minor or 0) > VERSION[1]:
         ours = ".".join(map(str, VERSION))
-        raise Refusal(errno.EIO, f"version: expected an array of numbers, 4.0.0 to {ours}, got {version!r}")
-    told[:3] = map(Unsigned, VERSION)
+        raise Refusal(errno.EIO, f"version: expected an array of numbers, 4.0.0 to {ours}, got {describe(version)}")
+    told[:3] = _OURS
 
 
 def _cut(value: str | None, limit: int) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from dmproto.flags import DmFlag
 from dmproto.proplib import Unsigned
 
 __all__ = ["Call", "Dictionary", "Refusal", "text", "unsigned"]
@@ -67,15 +66,11 @@ class Call:
         for key, value in numbers.items():
             self.request[key] = Unsigned(value)
 
-    def add_flag(self, flag: DmFlag) -> None:
+    def add_flag(self, flag: int) -> None:
         self.set(flags=self.flags | flag)
 
-    def remove_flag(self, flag: DmFlag) -> None:
+    def remove_flag(self, flag: int) -> None:
         self.set(flags=self.flags & ~flag)
-
-    def put_flag(self, flag: DmFlag, present: object) -> None:
-        """Add or remove."""
-        (self.add_flag if present else self.remove_flag)(flag)
 
     def finish(self, refusal: Refusal | None = None) -> None:
         if refusal is not None:

@@ -120,7 +120,7 @@ def test_json_is_the_reply_on_one_line(server: Served, capsys: pytest.CaptureFix
     assert run("--json", "info", "nosuch") == 1
     created, failed = map(json.loads, capsys.readouterr().out.splitlines())
     assert (created["command"], created["minor"]) == ("create", 0)
-    assert (failed["errno"], failed["error"]) == (errno.ENOENT, "no such device: name 'nosuch'")
+    assert (failed["errno"], failed["error"]) == (errno.ENOENT, 'no such device: name is string "nosuch"')
 
 
 @pytest.mark.parametrize(
