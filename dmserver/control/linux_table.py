@@ -25,6 +25,9 @@ MAX_SECTORS = (1 << 54) - 1
 _SPEC = Struct("<QQiI")  # sector_start, length, status, next; target_type[16] follows
 _SPEC_SIZE = 40
 
+#: `enum dm_queue_mode`.
+_BIO_BASED, _REQUEST_BASED = 1, 2
+
 
 def table_load(call: Call) -> None:
     """table_load(): build a table from the specs and put it into the inactive slot. A failure leaves the slot alone."""
@@ -35,6 +38,7 @@ def table_load(call: Call) -> None:
     table = DmTable(device, resolver, read_only=call.has(DmFlag.READONLY))
     try:
         _populate(call, table)
+        _check_type(call, device, table)
         if not device.has_disk:
             _make_disk(call, device, table)
     except BaseException:
@@ -110,6 +114,30 @@ def _admit(call: Call, table: DmTable, kind: str, start: int, length: int) -> ty
     if start != table.size:
         raise TargetError(errno.EINVAL, "Gap in table")
     return target_type
+
+
+def _check_type(call: Call, device: DmDev, table: DmTable) -> None:
+    """dm_table_determine_type(), and what table_load() asks of a table that is to replace another."""
+    request_based = any(target.request_based for target in table.targets)
+    if request_based and not all(pdev.bdev.request_based for pdev, _, _ in table.devices()):
+        call.control.complain("table: table load rejected: including non-request-stackable devices")
+        call.control.complain("table: unable to determine table type")
+        raise Refusal(errno.EINVAL)
+    fixed, new = (_immutable(each) for each in (device.live, table))
+    if fixed and fixed is not new and not all(TargetFeature.WILDCARD in each.features for each in table.targets):
+        raise Refusal(errno.EINVAL, f"can't replace immutable target type {fixed.name}")
+    if device.has_disk and device.request_based != request_based:
+        old_type, new_type = (_REQUEST_BASED if each else _BIO_BASED for each in (device.request_based, request_based))
+        raise Refusal(
+            errno.EINVAL, f"can't change device type (old={old_type} vs new={new_type}) after initial table load."
+        )
+    device.request_based = request_based
+
+
+def _immutable(table: DmTable | None) -> type[Target] | None:
+    """dm_table_get_immutable_target_type()."""
+    first = table.targets[0] if table and table.targets else None
+    return type(first) if first and TargetFeature.IMMUTABLE in first.features else None
 
 
 def table_clear(call: Call) -> None:

@@ -30,6 +30,8 @@ class BlockDevice(ABC):
     dev: Dev
     path: str
     read_only: bool = False
+    #: Takes requests, not only bios (`queue_is_mq`): what request-based targets ask of the devices under them.
+    request_based: bool = False
     #: What the device can do and prefers; targets stack theirs on top.
     limits: QueueLimits
 

@@ -69,6 +69,7 @@ class Disk(BlockDevice):
             self._size = self._measure()
             self.limits.discard = self.limits.write_zeroes = True
             self.limits.discard_granularity = _PAGE
+            self.request_based = True
 
     def _measure(self) -> int:
         found = os.stat(self.backing)

@@ -97,7 +97,6 @@ class TargetFeature(Flag):
     SINGLETON = auto()  #: must be the only target of its table
     ALWAYS_WRITEABLE = auto()  #: refuses a read-only table
     IMMUTABLE = auto()  #: no other type may replace it in a live device
-    REQUEST_BASED = auto()  #: cannot replace, or be replaced by, bio-based targets
     WILDCARD = auto()  #: may replace an immutable type
 
 
@@ -124,7 +123,8 @@ class Target:
     The class attributes say what the type is; the fields that `ctr` may set say how bios are cut and copied to
     it: `max_io_len` (sectors, 0: no limit; a bio is split at its multiples), `num_flush_bios`,
     `num_discard_bios`, `num_write_zeroes_bios` (0: unsupported), `flush_supported`, `discards_supported` (take
-    discards even if the devices underneath do not).
+    discards even if the devices underneath do not). `request_based`: wants devices that are so, too, and cannot
+    replace, or be replaced by, bio-based targets.
     """
 
     name: ClassVar[str]
@@ -141,6 +141,7 @@ class Target:
     num_write_zeroes_bios = 0
     flush_supported = False
     discards_supported = False
+    request_based = False
 
     def __init__(self, table: DmTable, begin: int, length: int) -> None:
         self.table = table
