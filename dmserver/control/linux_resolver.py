@@ -14,8 +14,9 @@ from ..model.mapper import Mapper
 
 __all__ = ["LinuxResolver"]
 
-_MAJOR_MINOR = re.compile(r"[ \t\n\v\f\r]*([0-9]+):[ \t\n\v\f\r]*([0-9]+)\Z")
-_HEX = re.compile(r"(?:0[xX])?([0-9a-fA-F]+)\n?\Z")
+_MAJOR_MINOR = re.compile(r"([0-9]+):([0-9]+)\Z")
+_WITH_OFFSET = re.compile(r"([0-9]+):([0-9]+):[0-9]+:?\Z")  # devt_from_devnum() reads an offset and forgets it
+_HEX = re.compile(r"(?:0[xX])?([0-9a-fA-F]+)\Z")
 
 
 class LinuxResolver:
@@ -36,19 +37,40 @@ class LinuxResolver:
 
     def _find(self, name: str) -> BlockDevice:
         if match := _MAJOR_MINOR.match(name):
-            major, minor = (int(number) & 0xFFFFFFFF for number in match.groups())
-            if major >= 1 << 12 or minor >= 1 << 20:
-                raise OSError(errno.EOVERFLOW, "no such device number", name)
-            return self._by_dev((major, minor), name)
+            if dev := _number(match):
+                return self._by_dev(dev, name)
+            raise OSError(errno.EOVERFLOW, "no such device number", name)
         try:
-            return self.mapper.lookup_bdev(name)
+            bdev = self.mapper.lookup_bdev(name)
         except OSError:
-            if match := _HEX.match(name):
-                return self._by_dev(huge_decode(int(match[1], 16)), name)
-            raise OSError(errno.ENODEV, "no such device", name) from None
+            if dev := _early_number(name):
+                return self._by_dev(dev, name)
+        else:
+            if _has_disk(bdev):
+                return bdev
+        raise OSError(errno.ENODEV, "no such device", name)
 
     def _by_dev(self, dev: Dev, name: str) -> BlockDevice:
         bdev = self.mapper.by_dev(dev)
-        if bdev is None or (isinstance(bdev, DmDev) and not bdev.has_disk):
+        if bdev is None or not _has_disk(bdev):
             raise OSError(errno.ENXIO, "no such device", name)
         return bdev
+
+
+def _has_disk(bdev: BlockDevice) -> bool:
+    return not isinstance(bdev, DmDev) or bdev.has_disk
+
+
+def _number(match: re.Match[str]) -> Dev | None:
+    """Major and minor as sscanf() reads them, wrapping; None when they do not fit a dev_t."""
+    major, minor = (int(number) & 0xFFFFFFFF for number in match.groups())
+    return (major, minor) if major < 1 << 12 and minor < 1 << 20 else None
+
+
+def _early_number(name: str) -> Dev | None:
+    """devt_from_devnum() of early boot: MAJ:MIN:OFFSET, or a hexadecimal number that is not 0."""
+    if match := _WITH_OFFSET.match(name):
+        return _number(match)
+    match = _HEX.match(name)
+    number = int(match[1], 16) & 0xFFFFFFFF if match else 0
+    return huge_decode(number) if number else None
