@@ -34,12 +34,8 @@ PIECES, ALL_PIECES = 1024, 65536
 topology = threading.Lock()
 
 
-class Piece(NamedTuple):
-    """`length` sectors from `sector` of `disk`."""
-
-    disk: Disk
-    sector: int
-    length: int
+#: A disk, a sector of it, and a number of sectors.
+Piece = tuple[Disk, int, int]
 
 
 class _Segment(NamedTuple):
@@ -126,9 +122,10 @@ class Route:
             if index == len(flat.ends):
                 return None
             end, delta, disk, target = flat.segments[index]
-            left = min(left, end - sector)
+            if end - sector < left:
+                left = end - sector
             if disk is not None:
-                return Piece(disk, sector + delta, left)
+                return disk, sector + delta, left
             if target is None:
                 return None
             extent = remap(target, sector + delta)
@@ -137,7 +134,7 @@ class Route:
             device, sector, length = extent
             left = min(left, length)
             if isinstance(device, Disk):
-                return Piece(device, sector, left)
+                return device, sector, left
             io = device.mapped_io
             flat = self._flats.get(io) if io is not None else None
         return None
@@ -149,11 +146,11 @@ class Route:
             piece = self.find(sector)
             if piece is None:
                 return None
-            if piece.length > nr_sectors:
-                piece = piece._replace(length=nr_sectors)
-            pieces.append(piece)
-            sector += piece.length
-            nr_sectors -= piece.length
+            disk, at, length = piece
+            length = min(length, nr_sectors)
+            pieces.append((disk, at, length))
+            sector += length
+            nr_sectors -= length
         return pieces
 
     # -- building and retiring, with `topology` held ----------------------------------------------------
