@@ -21,9 +21,9 @@ from typing import Any
 from support.linux_vectors import VECTORS, expand
 from support.targets import ManualWork, pattern
 
-from dmproto.commands import BY_NAME
+from dmproto.commands import BY_NAME, Payload
 from dmproto.linux import parse
-from dmproto.records import SECTOR_SIZE, TargetVersion, huge_decode
+from dmproto.records import SECTOR_SIZE, TargetSpec, TargetVersion, huge_decode
 from dmserver.control.linux import LinuxControl
 from dmserver.control.session import Cancel, Session
 from dmserver.io.bio import Bio, Op
@@ -33,28 +33,21 @@ from dmserver.model.dm_dev import DmDev
 from dmserver.model.mapper import Mapper
 from dmserver.targets.registry import TargetRegistry
 
-__all__ = ["ABSENT", "FILES", "LinuxReplay", "Result", "Step", "replay", "steps"]
+__all__ = ["ABSENT", "FILES", "KINDS", "MASKS", "MASK_SEPARATOR", "LinuxReplay", "Result", "Step", "replay", "steps"]
 
 Step = dict[str, Any]
 
 FILES = sorted(path.stem for path in VECTORS.glob("*.jsonl"))
 
-#: Target types that are not there: steps on a device that was given one of them are not compared.
-ABSENT = frozenset(
-    (
-        "cache",
-        "era",
-        "integrity",
-        "log-writes",
-        "raid",
-        "thin",
-        "thin-pool",
-        "verity",
-        "writecache",
-        "zoned",
-    )
+#: The target types of the recorded kernel.
+KINDS = (
+    *("cache", "crypt", "delay", "era", "error", "flakey", "integrity", "linear", "log-writes", "mirror", "multipath"),
+    *("raid", "snapshot", "snapshot-merge", "snapshot-origin", "striped", "switch", "thin", "thin-pool", "unstriped"),
+    *("verity", "writecache", "zero", "zoned"),
 )
 
+#: Those that are not installed: steps on a device that was given one are not compared.
+ABSENT = frozenset(kind for kind in KINDS if TargetRegistry.installed().get(kind) is None)
 
 #: Lines of the kernel log that come with its modules, or only so often (DMWARN_LIMIT).
 _NOT_LOGGED = re.compile(r"version [0-9.]+ loaded|repeat_count > 1 is deprecated")
@@ -99,6 +92,8 @@ def _without_times(written: bytes) -> bytes:
     columns = [[word for at, word in enumerate(line.split(), 1) if at not in (5, 9) and at < 11] for line in lines]
     return written[:12] + written[16:312] + repr(columns).encode()
 
+
+MASK_SEPARATOR = "; "
 
 MASKS = (
     Mask(
@@ -310,7 +305,7 @@ class LinuxReplay:
 
     def _compare(self, line: int, step: Step) -> Result:
         what = step.get("cmd") or step["op"]
-        types = tuple(dict.fromkeys(target[2] for target in step.get("targets") or _targets(step)))
+        types = _types(step)
         absent = self._why_absent(step, types)
         masked = self._hidden(step)
         outcome = {} if absent and step["errno"] != "0" else self._do(step)
@@ -357,7 +352,7 @@ class LinuxReplay:
             if both[0] != both[1] and min(map(len, both)) > 12 and mask.applies({"file": self.file, **step}):
                 ours["written"], theirs["written"] = map(mask.blank, both)
                 masked.append(mask.field)
-        return ", ".join(masked)
+        return MASK_SEPARATOR.join(masked)
 
     # -- absent target types ----------------------------------------------------------------------------
 
@@ -685,21 +680,16 @@ def _complete_written(step: Step, outcome: Step, recorded: Step) -> None:
         recorded["written"] = theirs + request[len(theirs) :] if len(ours) > len(theirs) else theirs
 
 
-def _targets(step: Step) -> list[list[Any]]:
-    """The targets of a nested TABLE_LOAD, which are not decoded there."""
-    if step.get("cmd") != "TABLE_LOAD" or "request" not in step:
-        return []
-    buffer = expand(step["request"])
-    at, count = (int.from_bytes(buffer[offset : offset + 4], "little") for offset in (16, 20))
-    found: list[list[Any]] = []
-    for _ in range(min(count, 4096)):
-        spec = buffer[at : at + 40]
-        if len(spec) < 40:
-            break
-        kind = re.split(rb"\0", spec[24:], maxsplit=1)[0].decode("utf-8", "surrogateescape")
-        found.append([0, 0, kind, ""])
-        at += int.from_bytes(spec[20:24], "little")
-    return found
+def _types(step: Step) -> tuple[str, ...]:
+    """The target types that a load or a status tells of."""
+    command = BY_NAME.get(step.get("cmd", ""))
+    if command is None or Payload.TARGET_SPECS not in (command.takes, command.gives) or step.get("errno") != "0":
+        return tuple(dict.fromkeys(target[2] for target in step.get("targets") or ()))
+    reply = command.gives is Payload.TARGET_SPECS
+    if "written" not in step:
+        return ()
+    message = parse(expand(step["written" if reply else "request"]), command, reply=reply)
+    return tuple(dict.fromkeys(spec.type for spec in message.payload or () if isinstance(spec, TargetSpec)))
 
 
 def _contrast(key: str, ours: object, theirs: object) -> str:
