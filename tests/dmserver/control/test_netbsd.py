@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import errno
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from support import netbsd_replay
 from support.netbsd_replay import NetbsdReplay, Step
 
-from dmserver.host import Host
+from dmproto import proplib
+from dmserver.host import Host, Personality
 from dmserver.io.bio import Bio, Op
+from dmserver.targets.registry import TargetRegistry
 
 #: Control steps that are answered by the kernel around the driver.
 AROUND = ("media", "wedgeinfo", "diskinfo", "sync")
@@ -175,3 +180,84 @@ def test_target_types_that_netbsd_lacks_may_be_used(mended: Host) -> None:
     ask(mended, "create", name="a")
     assert "errno" not in ask(mended, "reload", name="a", cmd_data=[target("delay", "/dev/ram0 0 0")])
     assert params(mended, "a", 0x1010) == ["delay 1:0 0 0"]
+
+
+# -- any dictionary -----------------------------------------------------------------------------------------
+
+REGISTRY = TargetRegistry.installed()
+VERBS = [
+    "create",
+    "reload",
+    "reload",
+    "resume",
+    "suspend",
+    "remove",
+    "rename",
+    "clear",
+    "info",
+    "table",
+    "deps",
+    "names",
+]
+NAMES = st.sampled_from(["a", "b", "", "x" * 128, "é"])
+SCALARS: st.SearchStrategy[Any] = st.one_of(
+    NAMES, st.integers(-2, 2**32), st.integers(0, 2**63 - 1), st.booleans(), st.binary(max_size=2)
+)
+PARAMS = st.sampled_from(
+    ["", "/dev/ram0 0", "/dev/ram1 5x", "1:0 0", "2 8 /dev/ram0 0 /dev/ram1 0", "2 8 /dev/ram0", "/dev/mapper/dm1 0"]
+)
+ENTRIES = st.one_of(
+    SCALARS,
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "type": st.one_of(st.sampled_from(["linear", "striped", "zero", "error", "nosuch"]), SCALARS),
+            "start": SCALARS,
+            "length": SCALARS,
+            "params": st.one_of(PARAMS, PARAMS, SCALARS),
+        },
+    ),
+)
+REQUESTS = st.fixed_dictionaries(
+    {
+        "command": st.sampled_from(VERBS),
+        "version": st.just([4, 0, 0]),
+    },
+    optional={
+        "name": st.one_of(NAMES, NAMES, SCALARS),
+        "uuid": SCALARS,
+        "minor": SCALARS,
+        "flags": st.one_of(st.sampled_from([0, 1, 0x10, 0x1000]), SCALARS),
+        "cmd_data": st.one_of(st.lists(ENTRIES, max_size=3), st.lists(ENTRIES, max_size=3), SCALARS),
+    },
+)
+
+
+@pytest.mark.parametrize("personality", ["auto", "netbsd"])
+@settings(max_examples=40, deadline=None)
+@given(requests=st.lists(REQUESTS, min_size=1, max_size=12))
+def test_every_dictionary_is_answered_once_and_references_add_up(
+    personality: Personality, requests: list[dict[str, Any]]
+) -> None:
+    """Whatever is asked: one answer that can be externalized, and each device counted as often as tables use it."""
+    host = Host(personality, registry=REGISTRY)
+    for name in ("ram0", "ram1"):
+        host.add_pdev(f"/dev/{name}=ram:64k")
+    lost: Counter[str] = Counter()
+    for request in requests:
+        before = list(host.mapper.devices.values())
+        tables = {device: [table for table in device.slots if table] for device in before}
+        reply = ask(host, request.pop("command"), **request)
+        proplib.dumps(reply)
+        if personality == "netbsd" and reply["command"] == "rename":
+            for device in set(before) - set(host.mapper.devices.values()):
+                lost.update(pdev.number for table in tables[device] for pdev in table.pdevs.elements())
+        used = Counter(lost)
+        for device in host.mapper.devices.values():
+            for table in device.slots:
+                used.update(pdev.number for pdev in (table.pdevs.elements() if table else ()))
+        counted = Counter({pdev.number: 0 for pdev in host.mapper.pdevs})
+        for pdev in host.mapper.pdevs:
+            counted[pdev.number] += pdev.ref_cnt
+        assert counted == used
+    host.close()
