@@ -50,7 +50,7 @@ class Bridge:
         self.changes: Changes = Changes(self)
         host.mapper.call_soon = loop.call_soon_threadsafe
         self.control = ControlNodes(loop, door or host, host.mapper.events, self._observe, self._locate)
-        self.opens = Opens()
+        self.opens = Opens(host.mapper)
         self.block_ioctls = BlockIoctls(loop)
         self._supervisors: set[Supervisor] = set()
         self._handlers: dict[int, tuple[str, Handler]] = {

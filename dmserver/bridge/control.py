@@ -6,8 +6,10 @@ So poll(2) on it works in the kernel: a byte is in the pipe while the global eve
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
+from functools import partial
 from struct import unpack_from
 from typing import Protocol
 
@@ -46,6 +48,14 @@ class _Node:
         self.session = session
         self.write_fd = write_fd
         self.full = False
+
+
+def _answer(call: Call, result: int, written: bytes) -> None:
+    try:
+        call.write(call.args[2], written)
+    except Fault:
+        result = -errno.EFAULT
+    call.finish(result)
 
 
 class ControlNodes:
@@ -101,8 +111,15 @@ class ControlNodes:
         if session is None:
             return CONTINUE
         number, address = args[1], args[2]
-        command = number & 0xFF
-        request = caller.read(address, HEADER_SIZE if command else VERSION_SIZE)
+        if not number & 0xFF:
+            self.door.ioctl(session, number, caller.read(address, VERSION_SIZE), partial(_answer, call))
+            return ANSWERED
+        return self._command(call, session, number, address)
+
+    def _command(self, call: Call, session: Session, number: int, address: int) -> Outcome:
+        """Any command but VERSION, which neither waits nor changes anything."""
+        caller, command = call.caller, number & 0xFF
+        request = caller.read(address, HEADER_SIZE)
         if command in _PARAMS and len(request) >= DATA_OFFSET:
             size: int = unpack_from("<I", request, 12)[0]
             if len(request) < size <= MAX_DATA_SIZE:
@@ -112,17 +129,13 @@ class ControlNodes:
         def done(result: int, written: bytes) -> None:
             nonlocal answered
             answered = True
-            try:
-                call.write(address, written)
-            except Fault as fault:
-                result = -(fault.errno or 0)
-            if result >= 0 and command:
+            if result >= 0:
                 self.observe(command, request, written)
                 if command == ARM_POLL:
                     self._refresh()
-            call.finish(result)
+            _answer(call, result, written)
 
-        session.locate = lambda path: self.locate(caller, path)
+        session.locate = partial(self.locate, caller)
         cancel = self.door.ioctl(session, number & 0xFFFFFFFF, request, done)
         if cancel is not None and not answered:
             call.park(cancel)

@@ -15,11 +15,15 @@ import errno
 import fcntl
 import itertools
 import os
+import sys
+import tempfile
 from dataclasses import dataclass
 from struct import Struct
 
 from dmserver.io.blockdev import BlockDevice
 from dmserver.io.disk import Disk
+from dmserver.io.fusefs import FuseMount
+from dmserver.model.mapper import Mapper
 
 from .caller import Caller
 from .supervisor import ANSWERED, Call, Outcome
@@ -45,7 +49,9 @@ class _Open:
 class Opens:
     """All open block devices of all clients."""
 
-    def __init__(self) -> None:
+    def __init__(self, mapper: Mapper) -> None:
+        self.mapper = mapper
+        self._mount = -1
         self._opens: list[_Open] = []
         self._locks = itertools.count(FIRST_LOCK)
         self._by_link: dict[bytes, BlockDevice] = {}
@@ -53,6 +59,8 @@ class Opens:
     def close(self) -> None:
         for opened in tuple(self._opens):
             self._end(opened)
+        if self._mount >= 0:
+            os.close(self._mount)
 
     def open(self, call: Call, device: BlockDevice, flags: int) -> int | Outcome:
         """Answer an open of a block device. OSError: EBUSY when an exclusive open meets another holder, EACCES."""
@@ -64,7 +72,7 @@ class Opens:
         device.open(holder=holder)
         fd = -1
         try:
-            fd = _reopen(_data_path(device), flags & ~_FORGET)
+            fd = self._data(device, flags & ~_FORGET)
             probe = os.open(f"/proc/self/fd/{fd}", os.O_RDWR if writing else os.O_RDONLY)
         except OSError:
             device.close(holder=holder)
@@ -96,28 +104,41 @@ class Opens:
 
     def sweep(self) -> None:
         """Notice what was closed."""
+        if not self._opens:
+            return
         for opened in tuple(self._opens):
             asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, opened.lock, 1, 0)
             if _FLOCK.unpack(fcntl.fcntl(opened.probe, F_OFD_GETLK, asked))[0] == fcntl.F_UNLCK:
                 self._end(opened)
 
+    def _data(self, device: BlockDevice, flags: int) -> int:
+        """A fresh description of what holds the device's data; without O_DIRECT where the file system lacks it."""
+        if isinstance(device, Disk):
+            path, directory = f"/proc/self/fd/{device.fd}", None
+        else:
+            path, directory = f"dm-{device.dev[1]}", self._mounted()
+        try:
+            return os.open(path, flags | os.O_CLOEXEC, dir_fd=directory)
+        except OSError as error:
+            if error.errno != errno.EINVAL or not flags & os.O_DIRECT:
+                raise
+            return os.open(path, flags & ~os.O_DIRECT | os.O_CLOEXEC, dir_fd=directory)
+
+    def _mounted(self) -> int:
+        """The directory of mapped devices, mounted when the first is opened. OSError(EIO), after the reason was
+        told on standard error."""
+        if self._mount < 0:
+            directory = tempfile.mkdtemp(prefix="dm")
+            try:
+                self._mount = FuseMount(self.mapper, directory).detach()
+            except OSError as error:
+                print(f"dmserver: mapped devices cannot be read or written: {error}", file=sys.stderr, flush=True)
+                raise OSError(errno.EIO, os.strerror(errno.EIO)) from error
+            finally:
+                os.rmdir(directory)
+        return self._mount
+
     def _end(self, opened: _Open) -> None:
         self._opens.remove(opened)
         os.close(opened.probe)
         opened.device.close(holder=opened.holder)
-
-
-def _data_path(device: BlockDevice) -> str:
-    if isinstance(device, Disk):
-        return f"/proc/self/fd/{device.fd}"
-    raise OSError(errno.ENXIO, os.strerror(errno.ENXIO), device.path)
-
-
-def _reopen(path: str, flags: int) -> int:
-    """A new description; without O_DIRECT where the file system does not take it."""
-    try:
-        return os.open(path, flags)
-    except OSError as error:
-        if error.errno != errno.EINVAL or not flags & os.O_DIRECT:
-            raise
-        return os.open(path, flags & ~os.O_DIRECT)

@@ -135,7 +135,7 @@ class Supervisor:
             self.loop.call_later(PARKED_CHECK, self._check_parked)
 
     def finish(self, call: Call, result: int) -> None:
-        parked = self._parked.pop(call.id, None)
+        parked = self._parked.pop(call.id, None) if self._parked else None
         if parked and parked.interrupted and result == -errno.EINTR:
             result = -ERESTARTSYS
         self.listener.answer(call.id, result)
@@ -147,19 +147,20 @@ class Supervisor:
         received = self.listener.receive()
         if received is None:
             return
-        id, tid, _, nr, _, _, *args = received
+        id, tid, _, nr = received[:4]
         name, handler = self.handlers[nr]
         try:
-            call = Call(self, name, id, self._callers.get(tid) or self._caller(tid), tuple(args))
-            outcome = handler(call)
+            outcome = handler(Call(self, name, id, self._callers.get(tid) or self._caller(tid), received[6:]))
         except OSError as error:
             outcome = -(error.errno or errno.EIO)
         except Exception:  # a caller must not hang on a mistake of ours
             traceback.print_exc()
             outcome = -errno.EIO
+        if outcome is ANSWERED:
+            return
         if outcome is CONTINUE:
             self.listener.let_through(id)
-        elif outcome is not ANSWERED:
+        else:
             assert isinstance(outcome, int)
             self.listener.answer(id, outcome)
 

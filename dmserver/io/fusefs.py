@@ -78,10 +78,16 @@ class FuseMount:
         self._thread = threading.Thread(target=self._serve, name="dm-fuse", daemon=True)
         self._thread.start()
 
-    def close(self) -> None:
-        """Unmount. Files that are still open fail from now on."""
+    def detach(self) -> int:
+        """Take the mount out of sight: it lives on behind the directory descriptor that is returned, and is gone with
+        it and the files opened through it, whatever becomes of this process."""
+        fd = os.open(self.directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         _unmount(self.directory)
-        self._thread.join()
+        return fd
+
+    def close(self) -> None:
+        """Unmount. A file that is still open stays usable while this process lives."""
+        _unmount(self.directory)
 
     # -- requests ---------------------------------------------------------------------------------------
 

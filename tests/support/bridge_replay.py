@@ -35,6 +35,7 @@ MASKS: tuple[tuple[str, str, str], ...] = (
     ),
     (r"(?m)^'(/\S+)' (?!->)", r"\1 ", "stat %N: quotes of coreutils that busybox has not"),
     (r"LVM-\w{64}|\b\w{6}(?:-\w{4}){5}-\w{6}\b", "UUID", "uuids that lvm makes up"),
+    (r"label-id: .*|uuid=.*", "ID", "identities that sfdisk makes up"),
     (r"Creation host, time .*", "TIME", "where and when"),
     (r"crypt (\S+) [0-9a-f]{64,128}", r"crypt \1 KEY", "volume keys that cryptsetup makes up"),
 )
@@ -75,7 +76,7 @@ def replay(file: str) -> Iterator[Outcome]:
             step = json.loads(text)
             if step["op"] in ("pattern", "zero"):
                 fill(server, step)
-            elif argv := words_of(step):
+            elif argv := [word.replace("/tmp/", f"{directory}/") for word in words_of(step)]:
                 yield outcome(server, file, line, step, argv, directory)
 
 
@@ -121,7 +122,8 @@ def outcome(
     }
     try:
         done = server.run(*argv, env=env, cwd=directory, input=step.get("stdin") or "", check=False, timeout=30)
-        got: dict[str, Any] = {"exit": done.returncode, "stdout": done.stdout, "stderr": done.stderr}
+        stdout, stderr = (text.replace(f"{directory}/", "/tmp/") for text in (done.stdout, done.stderr))
+        got: dict[str, Any] = {"exit": done.returncode, "stdout": stdout, "stderr": stderr}
     except subprocess.TimeoutExpired:
         got = {"exit": "timeout", "stdout": "", "stderr": ""}
     wanted = {key: step[key] for key in got}
