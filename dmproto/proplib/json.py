@@ -20,7 +20,7 @@ from .objects import INT64_MAX, INT64_MIN, KEY_MAX, MAX_DEPTH, MAX_SIZE, UINT64_
 
 __all__ = ["dumps_json", "loads_json"]
 
-_TOP_TYPES: dict[str, type] = {"dictionary": dict, "array": list}
+_TOP_TYPES: dict[str | None, type | None] = {None: None, "dictionary": dict, "array": list}
 _ESCAPES = {'"': '"', "\\": "\\", "/": "/", "b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"}
 
 _STRING = r'"([^"\\]*+(?:\\(?s:.)[^"\\]*+)*)"'
@@ -47,7 +47,7 @@ def loads_json(
     if len(data) > max_size:
         raise MessageTooLarge(f"a property list of {len(data)} bytes is over the limit of {max_size}")
     text = data.partition(b"\0")[0].decode("utf-8", "surrogateescape")
-    return _Reader(text).outermost(_TOP_TYPES.get(top or ""), max_depth)
+    return _Reader(text).outermost(_TOP_TYPES[top], max_depth)
 
 
 class _Reader:

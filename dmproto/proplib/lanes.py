@@ -61,7 +61,7 @@ _PIECES: dict[int, tuple[int, str]] = {
 }
 
 _MAX_SHAPES = 256  # remembered between texts
-_MAX_SHAPE_TEXT = 8192  # characters of the dictionary it is made from
+_MAX_SHAPE_TEXT = 2048  # characters of the dictionary it is made from
 _MAX_NEW_SHAPES = 16  # for one text, since compiling one takes as long as reading hundreds of members
 
 

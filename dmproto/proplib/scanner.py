@@ -34,7 +34,8 @@ from .objects import FOOTER, HEADER, MAX_DEPTH, MAX_SIZE, Container, Object, Uns
 
 __all__ = ["loads"]
 
-_TOP_TAGS = {"dictionary": "dict", "array": "array"}
+_TOP_TAGS = {None: None, "dictionary": "dict", "array": "array"}
+_IS_KERNEL = {"library": False, "kernel": True}
 _TOO_DEEP = "too many containers within each other"
 _USUAL_START = f"{HEADER}<dict>"
 _USUAL_END = f"\n{FOOTER.rstrip()}"
@@ -62,7 +63,7 @@ def loads(
     if len(data) > max_size:
         raise MessageTooLarge(f"a property list of {len(data)} bytes is over the limit of {max_size}")
     text = data.partition(b"\0")[0].decode("utf-8", "surrogateescape")
-    return _Scanner(text, kernel=flavour == "kernel").plist(_TOP_TAGS.get(top or ""), max_depth)
+    return _Scanner(text, kernel=_IS_KERNEL[flavour]).plist(_TOP_TAGS[top], max_depth)
 
 
 class _Scanner(Reader):

@@ -21,7 +21,8 @@ __all__ = ["dumps"]
 
 _FLUSH = 1024  # lines that are kept as strings
 
-_MAX_LAYOUTS, _MAX_LAYOUT = 1024, 32  # how many are remembered, and of how many keys at most
+#: How many layouts are remembered, and of how many keys and at what depth at most.
+_MAX_LAYOUTS, _MAX_KEYS, _MAX_LAYOUT_DEPTH = 1024, 32, 8
 _EMPTY: dict[type, str] = {dict: "<dict/>", list: "<array/>", bytes: "<data/>"}
 
 #: For a dictionary of certain keys: what the line of each value begins with, and what gets the values in that order.
@@ -90,7 +91,7 @@ def _new_layout(tabs: str, *keys: str) -> _Layout:
     leads = [f"{tabs}<key>{_escaped(key)}</key>\n{tabs}" for key in ordered]
     # Of one key, itemgetter gets no tuple.
     layout: _Layout = leads, itemgetter(*ordered) if len(ordered) > 1 else _only_value
-    if len(keys) <= _MAX_LAYOUT:
+    if len(keys) <= _MAX_KEYS and len(tabs) <= _MAX_LAYOUT_DEPTH:
         if len(_layouts) == _MAX_LAYOUTS:
             _layouts.clear()
         _layouts[tabs, *keys] = layout
