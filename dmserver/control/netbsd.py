@@ -13,7 +13,6 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from weakref import WeakKeyDictionary
 
 from dmproto.flags import DmFlag
 from dmproto.objects import describe
@@ -57,7 +56,8 @@ class NetbsdControl:
         self.mended = mended
         self._registry = registry
         self._resolver = NetbsdResolver(mapper, mended=mended)
-        self._device_flags: WeakKeyDictionary[DmDev, int] = WeakKeyDictionary()
+        self._device_flags: dict[int, int] = {}
+        mapper.on_remove.append(lambda device: self._device_flags.pop(device.minor, None))
         self._verbs = {
             "version": _Verb(lambda call: None, anyone=True),
             "targets": _Verb(self._targets, anyone=True),
@@ -129,7 +129,7 @@ class NetbsdControl:
 
     def device_flags(self, device: DmDev) -> int:
         """`dm_dev.flags`. Mended, they follow the device, which others change too."""
-        flags = self._device_flags.get(device, 0)
+        flags = self._device_flags.get(device.minor, 0)
         if not self.mended:
             return flags
         flags &= _READONLY | _ACTIVE_PRESENT
@@ -139,14 +139,14 @@ class NetbsdControl:
 
     def restore_flags(self, device: DmDev, flags: int) -> None:
         """Set what `device_flags` told of a device that now comes back."""
-        self._device_flags[device] = flags
+        self._device_flags[device.minor] = flags
 
     def resolve(self, path: str, user: DmDev) -> tuple[Hashable, str, BlockDevice]:
         """The device at `path` for a table of `user` (`model.dm_table.Resolver`)."""
         return self._resolver.resolve(path, user)
 
     def _change_flags(self, device: DmDev, *, add: int = 0, remove: int = 0) -> None:
-        self._device_flags[device] = self.device_flags(device) & ~remove | add
+        self._device_flags[device.minor] = self.device_flags(device) & ~remove | add
 
     def _create(self, call: Call) -> None:
         if self._find(0, call.name, call.uuid):
@@ -160,7 +160,8 @@ class NetbsdControl:
         if not taken:
             device = self.mapper.create(name, uuid, minor)
             device.has_disk = not self.mended
-            self._change_flags(device, add=call.flags & _READONLY)
+            if call.flags & _READONLY:
+                self._change_flags(device, add=_READONLY)
         call.add_flag(_EXISTS)
         call.remove_flag(_INACTIVE_PRESENT)
         if taken:
