@@ -57,7 +57,7 @@ class NetbsdControl:
         self._registry = registry
         self._resolver = NetbsdResolver(mapper, mended=mended)
         self._device_flags: dict[int, int] = {}
-        mapper.on_remove.append(lambda device: self._device_flags.pop(device.minor, None))
+        mapper.on_remove.append(self._forget)
         self._verbs = {
             "version": _Verb(lambda call: None, anyone=True),
             "targets": _Verb(self._targets, anyone=True),
@@ -136,6 +136,9 @@ class NetbsdControl:
         flags |= _SUSPEND if device.suspended else 0
         flags |= _ACTIVE_PRESENT if device.live is not None else 0
         return flags | (_INACTIVE_PRESENT if device.inactive is not None else 0)
+
+    def _forget(self, device: DmDev) -> None:
+        self._device_flags.pop(device.minor, None)
 
     def restore_flags(self, device: DmDev, flags: int) -> None:
         """Set what `device_flags` told of a device that now comes back."""
