@@ -65,7 +65,7 @@ def read(
     """
     buffered = stream if isinstance(stream, io.BufferedReader) else io.BufferedReader(cast(Any, stream), _HEAD)
     head = buffered.peek(_HEAD)[:_HEAD]
-    start = head.lstrip(b" \t\r\n")
+    start = head.lstrip()
     if not start:
         raise BadMessage("nothing there, expected a message", offset=0)
     if form is Form.BINARY:
@@ -121,9 +121,10 @@ def unhex(text: str) -> bytes:
 
 def _plain_line(data: bytearray, line: str, style: re.Pattern[str]) -> bool:
     match = style.fullmatch(line)
-    if match is None or len("".join(match[1].split())) % 2:
+    digits = "".join(match[1].split()) if match else ""
+    if match is None or len(digits) % 2:
         return False
-    data += bytes.fromhex(match[1])
+    data += bytes.fromhex(digits)
     if match[2]:
         _bound(len(data) + int(match[2]), "elided bytes")
         data += bytes.fromhex(match[3]) * int(match[2])
@@ -231,7 +232,7 @@ def _json(stream: BinaryIO, command: Command | None, reply: bool) -> Iterator[Ca
     first = next(line for line in lines if line.strip())
     try:
         json.loads(first)
-    except ValueError:  # one document over many lines, or proplib's laxer JSON
+    except (ValueError, RecursionError):  # one document over many lines, or proplib's laxer JSON
         data = first + b"".join(_bounded(lines))
         yield Capture(data=data, form=Form.JSON, command=command, reply=reply)
         return
@@ -252,7 +253,7 @@ def _json_line(line: bytes, number: int, command: Command | None, reply: bool) -
     where = f"line {number}"
     try:
         step = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadMessage(f"no JSON: {error}", path=where) from None
     if not isinstance(step, dict):
         raise BadMessage("a JSON value that is no object", path=where)

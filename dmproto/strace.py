@@ -83,6 +83,8 @@ def calls(lines: Iterator[str]) -> Iterator[tuple[int, Call]]:
             yield number, _call(command, whole[head.end() :])
         except BadMessage as error:
             raise BadMessage(error.message, path=f"line {number}: {error.path}".rstrip(": ")) from None
+        except (AttributeError, KeyError, TypeError, ValueError) as error:  # a value of another kind than its name says
+            raise BadMessage(f"not as strace prints a DM_{command.name}: {error}", path=f"line {number}") from None
 
 
 def _joined(line: str, pending: dict[str, str]) -> str | None:

@@ -81,6 +81,16 @@ def test_xxd_of_anything(data: bytes) -> None:
     assert captures.unhex(xxd(data)) == data
 
 
+@given(st.one_of(st.binary(max_size=200), st.text('0123456789abcdef:*| \n{}<>"', max_size=200).map(str.encode)))
+def test_any_file_is_read_or_refused(data: bytes) -> None:
+    try:
+        found = read(data)
+    except BadMessage as error:
+        assert str(error)  # noqa: PT017
+        return
+    assert all(capture.data for capture in found)
+
+
 def test_a_dump_of_a_plist_is_a_plist() -> None:
     (capture,) = read(PLIST.hex().encode())
     assert (capture.data, capture.form) == (PLIST, Form.PLIST)
@@ -126,6 +136,7 @@ def test_socket_frames() -> None:
         (b"DMIO\x09\xfe\x38\xc1\0\0\0\0", "none of device-mapper's at offset 4"),
         (b"", "nothing there"),
         (b"{}\nx\n", "line 2: no JSON"),
+        (b"{}\n" + b'{"a":' * 100_000 + b"\n", "line 2: no JSON"),
         (b"ioctl(3, DM_VERSION, [{version=[4, 0, 0], data_size=4294967295}]) = 0\n", "line 1: size"),
     ],
 )

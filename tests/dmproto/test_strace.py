@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from support.linux_vectors import VECTORS, ioctls
 
 from dmproto import linux, strace
@@ -141,6 +143,31 @@ def test_lines_that_lack_something(arguments: str, words: str) -> None:
     with pytest.raises(BadMessage, match=words) as caught:
         one(f"ioctl(3, DM_VERSION, {arguments}) = 0")
     assert caught.value.path.startswith("line 1")
+
+
+WHOLE = (
+    "ioctl(3, DM_TABLE_STATUS, [{version=[4, 0, 0], data_size=400, data_start=312, dev=makedev(0xfd, 0x1), "
+    'name="\\x61", flags=DM_EXISTS_FLAG}] => [{version=[4, 47, 0], data_size=353, data_start=312, target_count=1, '
+    'flags=0}, {sector_start=0, length=8, target_type="zero", string=""}]) = 0'
+)
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, len(WHOLE)), st.integers(0, 30), st.text('[]{}=>,"\\\\x0a /*.', max_size=4)),
+        min_size=1,
+    )
+)
+def test_spoiled_lines_are_read_or_refused(edits: list[tuple[int, int, str]]) -> None:
+    line = WHOLE
+    for at, cut, put in edits:
+        line = line[:at] + put + line[at + cut :]
+    try:
+        found = [call for _, call in strace.calls(iter([line]))]
+    except BadMessage as error:
+        assert error.path.startswith("line 1")  # noqa: PT017
+        return
+    assert len(found) <= 1
 
 
 ISSUE = """
