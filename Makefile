@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 SOURCES := pyproject.toml README.md $(shell find dmproto dmserver -name '*.py' -o -name py.typed)
 SOCKET ?= $(CURDIR)/dm.sock
 
-.PHONY: run test bench clean
+.PHONY: run test bench fidelity clean
 
 # Serve a device-mapper on ./dm.sock.
 run: $(VENV)/runs
@@ -28,6 +28,10 @@ test: $(VENV)/tests
 # Print ratios to peers, measured in the same run.
 bench: $(VENV)/tests
 	$(BIN)/python tests/bench
+
+# Write specs/fidelity.md anew: how the recordings of the Linux kernel compare with what is answered.
+fidelity: $(VENV)/tests
+	PYTHONPATH=tests $(BIN)/python -m support.linux_fidelity
 
 clean:
 	rm -rf $(VENV)

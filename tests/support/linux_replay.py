@@ -305,6 +305,8 @@ class LinuxReplay:
 
     def _compare(self, line: int, step: Step) -> Result:
         what = step.get("cmd") or step["op"]
+        if step["op"] == "ioctl" and what not in BY_NAME:
+            what = "unknown command"
         types = _types(step)
         absent = self._why_absent(step, types)
         masked = self._hidden(step)
@@ -362,7 +364,8 @@ class LinuxReplay:
             name, uuid = _requested_name(step), _requested_name(step, 176)
             if name or uuid:
                 return self.mapper.by_name(name) or self.mapper.by_uuid(uuid)
-            return self.mapper.devices.get(huge_decode(int.from_bytes(buffer[40:48], "little"))[1])
+            major, minor = huge_decode(int.from_bytes(buffer[40:48], "little"))
+            return self.mapper.devices.get(minor) if major == self.mapper.major else None
         if str(step.get("dev", "")).startswith("253:"):
             return self.mapper.devices.get(int(step["dev"][4:]))
         return None
