@@ -42,6 +42,7 @@ class BlockDevice(ABC):
         self.openers = 0
         self.holder: object | None = None
         self.claims = 0
+        self._opening = threading.Lock()
         #: Held by those who read a sector, change part of it, and write it.
         self.read_modify_write = threading.Lock()
 
@@ -60,25 +61,28 @@ class BlockDevice(ABC):
         """Take the bio; it ends with `bio.endio` now or later, never with an exception."""
 
     def open(self, *, holder: object | None = None) -> None:
-        """Count an opener. With `holder`, exclusively: OSError(EBUSY) when another holder has the device."""
-        if holder is not None and self.holder not in (None, holder):
-            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), self.path)
-        if self.openers == 0:
-            self.first_open()
-        self.openers += 1
-        if holder is not None:
-            self.holder = holder
-            self.claims += 1
+        """Count an opener. With `holder`, exclusively: OSError(EBUSY) when another holder has the device. Callable
+        from any thread, as is `close`."""
+        with self._opening:
+            if holder is not None and self.holder not in (None, holder):
+                raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), self.path)
+            if self.openers == 0:
+                self.first_open()
+            self.openers += 1
+            if holder is not None:
+                self.holder = holder
+                self.claims += 1
 
     def close(self, *, holder: object | None = None) -> None:
         """Undo one `open`."""
-        if holder is not None:
-            self.claims -= 1
-            if not self.claims:
-                self.holder = None
-        self.openers -= 1
-        if self.openers == 0:
-            self.last_close()
+        with self._opening:
+            if holder is not None:
+                self.claims -= 1
+                if not self.claims:
+                    self.holder = None
+            self.openers -= 1
+            if self.openers == 0:
+                self.last_close()
 
     def first_open(self) -> None:  # noqa: B027  # a hook
         """The first opener came. May raise OSError."""

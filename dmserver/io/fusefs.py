@@ -1,314 +1,197 @@
-"""Mapped devices as files, by FUSE: DIR/dm-N, and DIR/mapper/NAME, the same file by its name.
+"""Mapped devices as files: `DIR/mapper/NAME`, and `DIR/dm-N` as a link to it. Extra `fuse` (mfusepy, libfuse).
 
-Spoken straight with /dev/fuse; fusermount3 mounts for an ordinary user. Rules:
+The files are cached in pages by the kernel, as block devices are, so that mmap works; a file that is opened anew is
+read anew, and O_DIRECT goes past the pages. Rules:
 
-1. One thread reads requests. Data requests become bios and are answered whenever those end, in any thread, so that a
-   suspended device keeps nothing else waiting.
-2. A read or write that is not made of whole logical blocks covers them: it reads first, as a buffer cache would.
-3. As on a block device reads end at its end, writes past it are ENOSPC, and truncation does nothing.
+1. libfuse's threads call in here, each with one request, which it may hold for as long as a device is suspended. So
+   there may be many of them, and none asks the commands' thread for anything.
+2. Names and sizes are never cached: the next look sees what the last command did.
 """
 
 from __future__ import annotations
 
 import ctypes
 import errno
+import logging
 import os
 import shutil
-import socket
 import stat
 import subprocess
 import threading
-from collections.abc import Callable
-from struct import unpack_from
+from ctypes.util import find_library
+from typing import TYPE_CHECKING, Any
 
-from dmproto.records import SECTOR_SIZE
+from . import node
 
-from ..model.dm_dev import DmDev
-from ..model.mapper import Mapper
-from . import fuse_proto as proto
-from .bio import Bio, Op
-from .fuse_proto import Opcode
-from .zeroout import issue_zeroout
+if TYPE_CHECKING:
+    from ..model.dm_dev import DmDev
+    from ..model.mapper import Mapper
+
+if find_library("fuse3"):
+    os.environ.setdefault("FUSE_LIBRARY_NAME", "fuse3")  # mfusepy would rather have libfuse 2
+
+try:
+    import mfusepy
+except (ImportError, OSError) as failure:  # OSError: mfusepy found no libfuse
+    raise ImportError(f"FUSE needs mfusepy (pip install 'dmproto[fuse]') and libfuse: {failure}") from failure
 
 __all__ = ["FuseMount"]
 
-ROOT, MAPPER, FIRST_DEVICE = 1, 2, 16
-MS_NOSUID, MS_NODEV, MNT_DETACH = 2, 4, 2
-FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE, FALLOC_ZERO_RANGE = 1, 2, 16
-BUFFER = proto.MAX_IO + 4096
-
-Reply = Callable[[int, bytes], None]
+_MNT_FORCE, _MNT_DETACH = 1, 2
+_BLOCK = 4096
+_THREADS = 1000
+_log = logging.getLogger(__name__)
 
 
 class FuseMount:
-    """The devices of `mapper` at `directory`, which must exist. `opened` and `released` are told of each open file, in
-    the mount's thread; OSError of `opened` refuses it. OSError when FUSE is not to be had."""
+    """The devices of `mapper` as files below `directory`, which must exist. With `counts`, an open file counts as an
+    opener of its device."""
 
-    def __init__(
-        self,
-        mapper: Mapper,
-        directory: str,
-        *,
-        opened: Callable[[DmDev], None] = lambda device: None,
-        released: Callable[[DmDev], None] = lambda device: None,
-    ) -> None:
-        self.mapper = mapper
-        self.directory = directory
-        self._opened = opened
-        self._released = released
-        self._handles: dict[int, DmDev] = {}
-        self._next_handle = 1
-        self._fd = _mount(directory)
-        self._answers: dict[int, Callable[[int, int, bytes, Reply], None]] = {
-            Opcode.INIT: self._init,
-            Opcode.LOOKUP: self._lookup,
-            Opcode.GETATTR: self._getattr,
-            Opcode.SETATTR: self._getattr,
-            Opcode.OPEN: self._open,
-            Opcode.READ: self._read,
-            Opcode.WRITE: self._write,
-            Opcode.STATFS: self._statfs,
-            Opcode.RELEASE: self._release,
-            Opcode.FSYNC: self._fsync,
-            Opcode.FALLOCATE: self._fallocate,
-            Opcode.READDIR: self._readdir,
-            Opcode.OPENDIR: lambda unique, node, data, reply: reply(0, proto.OPEN_OUT.pack(0, 0, 0)),
-            **dict.fromkeys((Opcode.FLUSH, Opcode.RELEASEDIR, Opcode.FSYNCDIR, Opcode.DESTROY), self._nothing),
-        }
-        self._thread = threading.Thread(target=self._serve, name="dm-fuse", daemon=True)
+    def __init__(self, mapper: Mapper, directory: str, *, counts: bool = True) -> None:
+        self.directory = os.path.abspath(directory)
+        self._files = _Files(mapper, counts)
+        self._thread = threading.Thread(target=self._run, name="fuse", daemon=True)
+        self._failure: Exception | None = None
+
+    def start(self) -> None:
+        """Mount; returns once the files are there. OSError when this machine or user cannot mount FUSE."""
+        if not os.path.isdir(self.directory):
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), self.directory)
         self._thread.start()
-
-    def detach(self) -> int:
-        """Take the mount out of sight: it lives on behind the directory descriptor that is returned, and is gone with
-        it and the files opened through it, whatever becomes of this process."""
-        fd = os.open(self.directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        _unmount(self.directory)
-        return fd
+        self._files.ready.wait()
+        if self._failure is not None:
+            raise OSError(errno.EIO, f"cannot mount FUSE: {self._failure}", self.directory)
 
     def close(self) -> None:
-        """Unmount. A file that is still open stays usable while this process lives."""
-        _unmount(self.directory)
-
-    # -- requests ---------------------------------------------------------------------------------------
-
-    def _serve(self) -> None:
-        while True:
-            try:
-                request = os.read(self._fd, BUFFER)
-            except OSError as error:
-                if error.errno in (errno.EINTR, errno.EAGAIN, errno.ENOENT):
-                    continue
-                os.close(self._fd)  # ENODEV: unmounted
-                return
-            _, opcode, unique, node, *_ = proto.IN_HEADER.unpack_from(request)
-            if opcode in proto.SILENT:
-                continue
-            reply = self._replier(unique)
-            answer = self._answers.get(opcode)
-            if answer is None:
-                reply(errno.ENOSYS, b"")
-                continue
-            try:
-                answer(unique, node, request[proto.IN_HEADER.size :], reply)
-            except OSError as error:
-                reply(error.errno or errno.EIO, b"")
-
-    def _replier(self, unique: int) -> Reply:
-        def reply(error: int, data: bytes) -> None:
-            header = proto.OUT_HEADER.pack(proto.OUT_HEADER.size + (0 if error else len(data)), -error, unique)
-            try:
-                os.writev(self._fd, [header] if error or not data else [header, data])
-            except OSError:
-                pass  # the caller was interrupted, or the mount is gone
-
-        return reply
-
-    def _nothing(self, unique: int, node: int, data: bytes, reply: Reply) -> None:
-        reply(0, b"")
-
-    def _init(self, unique: int, node: int, data: bytes, reply: Reply) -> None:
-        _, _, read_ahead, flags = proto.INIT_IN.unpack_from(data)
-        pages = proto.MAX_IO // 4096
-        out = (*proto.VERSION, read_ahead, flags & proto.INIT_FLAGS, 64, 48, proto.MAX_IO, 1, pages)
-        reply(0, proto.INIT_OUT.pack(*out))
-
-    # -- names and attributes ---------------------------------------------------------------------------
-
-    def _device(self, node: int) -> DmDev:
-        device = self.mapper.devices.get(node - FIRST_DEVICE)
-        if device is None:
-            raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
-        return device
-
-    def _names(self, node: int) -> dict[bytes, int]:
-        """What is in a directory: node by name."""
-        devices = [device for device in tuple(self.mapper.devices.values()) if device.has_disk]
-        if node == MAPPER:
-            return {os.fsencode(d.name): FIRST_DEVICE + d.minor for d in devices if d.name}
-        return {b"mapper": MAPPER, **{b"dm-%d" % d.minor: FIRST_DEVICE + d.minor for d in devices}}
-
-    def _lookup(self, unique: int, node: int, data: bytes, reply: Reply) -> None:
-        found = self._names(node).get(data.split(b"\0")[0])
-        if found is None:
-            reply(errno.ENOENT, b"")
+        """Unmount. Requests still under way fail; files still open are dead."""
+        if not self._thread.is_alive():
+            return
+        if os.geteuid() == 0:
+            umount = ctypes.CDLL(None).umount2
+            for flag in (_MNT_FORCE, _MNT_DETACH):
+                umount(os.fsencode(self.directory), flag)
         else:
-            reply(0, proto.ENTRY_OUT.pack(found, 0, 0, 0, 0, 0) + self._attr(found))
+            tool = shutil.which("fusermount3") or "fusermount"
+            subprocess.run([tool, "-u", "-z", self.directory], check=False, capture_output=True)
+        self._thread.join(10)
 
-    def _getattr(self, unique: int, node: int, data: bytes, reply: Reply) -> None:
-        reply(0, proto.ATTR_OUT.pack(0, 0, 0) + self._attr(node))
-
-    def _attr(self, node: int) -> bytes:
-        size, mode = 0, stat.S_IFDIR | 0o755
-        if node >= FIRST_DEVICE:
-            size, mode = self._device(node).bytes, stat.S_IFREG | 0o660
-        times = (0,) * 6
-        ids = (os.geteuid(), os.getegid())
-        return proto.ATTR.pack(node, size, size // SECTOR_SIZE, *times, mode, 1, *ids, 0, 4096, 0)
-
-    def _readdir(self, unique: int, node: int, data: bytes, reply: Reply) -> None:
-        _, offset, size, *_ = proto.READ_IN.unpack_from(data)
-        entries = [(b".", node), (b"..", ROOT), *self._names(node).items()]
-        out = b""
-        for at, (name, inode) in enumerate(entries[offset:], offset + 1):
-            kind = (stat.S_IFREG if inode >= FIRST_DEVICE else stat.S_IFDIR) >> 12
-            entry = proto.DIRENT.pack(inode, at, len(name), kind) + name
-            entry = entry.ljust(len(entry) + 7 & ~7, b"\0")
-            if len(out) + len(entry) > size:
-                break
-            out += entry
-        reply(0, out)
-
-    def _statfs(self, unique: int, node: int, data: bytes, reply: Reply) -> None:
-        reply(0, proto.STATFS_OUT.pack(0, 0, 0, 0, 0, 4096, 255, 4096, 0))
-
-    # -- open files -------------------------------------------------------------------------------------
-
-    def _open(self, unique: int, node: int, data: bytes, reply: Reply) -> None:
-        device = self._device(node)
-        self._opened(device)
-        handle = self._next_handle
-        self._next_handle += 1
-        self._handles[handle] = device
-        reply(0, proto.OPEN_OUT.pack(handle, 0, 0))
-
-    def _release(self, unique: int, node: int, data: bytes, reply: Reply) -> None:
-        self._released(self._handles.pop(unpack_from("=Q", data)[0]))
-        reply(0, b"")
-
-    def _read(self, unique: int, node: int, data: bytes, reply: Reply) -> None:
-        handle, offset, size, *_ = proto.READ_IN.unpack_from(data)
-        device = self._handles[handle]
-        size = min(size, max(0, device.bytes - offset))
-        if not size:
-            reply(0, b"")
-            return
-        start, end = _blocks(device, offset, size)
-        buffer = bytearray(end - start)
-
-        def done(bio: Bio) -> None:
-            reply(bio.error, bytes(buffer[offset - start : offset - start + size]))
-
-        _submit(device, Op.READ, start, buffer, done)
-
-    def _write(self, unique: int, node: int, data: bytes, reply: Reply) -> None:
-        handle, offset, size, *_ = proto.WRITE_IN.unpack_from(data)
-        device = self._handles[handle]
-        if device.read_only:
-            raise OSError(errno.EPERM, os.strerror(errno.EPERM))
-        written = min(size, max(0, device.bytes - offset))
-        if not written:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        new = data[proto.WRITE_IN.size : proto.WRITE_IN.size + written]
-        start, end = _blocks(device, offset, written)
-
-        def done(bio: Bio) -> None:
-            reply(bio.error, proto.WRITE_OUT.pack(written, 0))
-
-        if (start, end) == (offset, offset + written):
-            _submit(device, Op.WRITE, start, bytearray(new), done)
-            return
-        buffer = bytearray(end - start)
-
-        def patch(bio: Bio) -> None:
-            if bio.error:
-                done(bio)
-                return
-            buffer[offset - start : offset - start + written] = new
-            _submit(device, Op.WRITE, start, buffer, done)
-
-        _submit(device, Op.READ, start, buffer, patch)
-
-    def _fsync(self, unique: int, node: int, data: bytes, reply: Reply) -> None:
-        device = self._handles[unpack_from("=Q", data)[0]]
-        device.submit_bio(Bio(Op.FLUSH, 0, 0, None, lambda bio: reply(bio.error, b""), bdev=device))
-
-    def _fallocate(self, unique: int, node: int, data: bytes, reply: Reply) -> None:
-        """blkdev_fallocate() of block/fops.c."""
-        handle, offset, length, mode, _ = proto.FALLOCATE_IN.unpack_from(data)
-        device = self._handles[handle]
-        if mode & ~FALLOC_KEEP_SIZE not in (FALLOC_ZERO_RANGE, FALLOC_PUNCH_HOLE):
-            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
-        if offset >= device.bytes or (offset | length) % device.limits.logical_block_size:
-            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
-        length = min(length, device.bytes - offset)
-        if mode & FALLOC_PUNCH_HOLE and not device.limits.write_zeroes:
-            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
-        sector, count = offset // SECTOR_SIZE, length // SECTOR_SIZE
-        issue_zeroout(device, sector, count, lambda error: reply(error, b""))
+    def _run(self) -> None:
+        options: dict[str, Any] = {"fsname": "dmserver", "default_permissions": True}
+        options |= {"attr_timeout": 0, "entry_timeout": 0, "negative_timeout": 0}
+        if (mfusepy.fuse_version_major, mfusepy.fuse_version_minor) >= (3, 12):
+            options["max_threads"] = _THREADS
+        try:
+            mfusepy.FUSE(self._files, self.directory, foreground=True, raw_fi=True, **options)
+        except Exception as failure:
+            self._failure = failure
+            _log.error("FUSE on %s: %s", self.directory, failure)
+        finally:
+            self._files.ready.set()
 
 
-def _blocks(device: DmDev, offset: int, size: int) -> tuple[int, int]:
-    """The bytes of whole logical blocks that cover a range: first, end."""
-    block = device.limits.logical_block_size
-    return offset // block * block, min((offset + size + block - 1) // block * block, device.bytes)
+class _Files(mfusepy.Operations):  # type: ignore[misc]
+    """The callbacks."""
 
+    use_ns = True
+    flag_nopath = flag_nullpath_ok = True
 
-def _submit(device: DmDev, op: Op, start: int, buffer: bytearray, done: Callable[[Bio], None]) -> None:
-    sector, count = start // SECTOR_SIZE, len(buffer) // SECTOR_SIZE
-    device.submit_bio(Bio(op, sector, count, memoryview(buffer), done, bdev=device))
+    def __init__(self, mapper: Mapper, counts: bool) -> None:
+        self.mapper = mapper
+        self.counts = counts
+        self.ready = threading.Event()
+        self._directory = os.getcwd()
+        self._handles: dict[int, DmDev] = {}
+        self._lock = threading.Lock()
 
+    def init_with_config(self, conn: Any, config: Any) -> None:
+        os.chdir(self._directory)  # libfuse went to /
+        conn.max_background = conn.congestion_threshold = _THREADS
+        self.ready.set()
 
-# -- mounting -----------------------------------------------------------------------------------------------
+    # -- names ------------------------------------------------------------------------------------------
 
+    def _find(self, path: str) -> DmDev | str:
+        """The device whose file this is, or where the link points."""
+        if path.startswith("/mapper/"):
+            if dev := self.mapper.by_name(path[len("/mapper/") :]):
+                return dev
+        elif path.startswith("/dm-") and path[4:].isascii() and path[4:].isdecimal():
+            dev = self.mapper.devices.get(int(path[4:]))
+            if dev is not None:
+                return f"mapper/{dev.name}" if dev.name else dev
+        raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), path)
 
-def _mount(directory: str) -> int:
-    """A connection to the kernel, mounted at `directory`."""
-    options = f"rootmode=40000,user_id={os.geteuid()},group_id={os.getegid()}"
-    if os.geteuid() == 0:
-        fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
-        data = f"fd={fd},{options},allow_other".encode()
-        libc = ctypes.CDLL(None, use_errno=True)
-        flags = ctypes.c_ulong(MS_NOSUID | MS_NODEV)
-        if libc.mount(b"dmserver", os.fsencode(directory), b"fuse.dmserver", flags, data):
-            failed = ctypes.get_errno()
-            os.close(fd)
-            raise OSError(failed, f"mount of FUSE: {os.strerror(failed)}", directory)
-        return fd
-    helper = _fusermount()
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-        command = [helper, "-o", "fsname=dmserver,subtype=dmserver,nosuid,nodev", "--", directory]
-        environment = {**os.environ, "_FUSE_COMMFD": str(theirs.fileno())}
-        done = subprocess.run(
-            command, env=environment, pass_fds=[theirs.fileno()], capture_output=True, text=True, check=False
-        )
-        theirs.close()
-        _, fds, _, _ = socket.recv_fds(ours, 1, 1)
-    if not fds:
-        raise OSError(errno.EPERM, done.stderr.strip() or "fusermount3 gave no descriptor", directory)
-    os.set_inheritable(fds[0], False)
-    return fds[0]
+    def getattr(self, path: str | None, fh: Any = None) -> dict[str, Any]:
+        attributes: dict[str, Any] = {"st_uid": os.geteuid(), "st_gid": os.getegid(), "st_nlink": 1}
+        if fh is None and path in ("/", "/mapper"):
+            return attributes | {"st_mode": stat.S_IFDIR | 0o755, "st_nlink": 2}
+        assert path is not None or fh is not None
+        found = self._find(path) if path is not None else self._handles[fh.fh]
+        if isinstance(found, str):
+            return attributes | {"st_mode": stat.S_IFLNK | 0o777, "st_size": len(os.fsencode(found))}
+        size = {"st_size": found.bytes, "st_blocks": found.size, "st_blksize": _BLOCK}
+        return attributes | size | {"st_mode": stat.S_IFREG | 0o600}
 
+    def readdir(self, path: str | None, fh: int) -> list[str]:
+        devices = tuple(self.mapper.devices.values())
+        if fh:
+            return [".", "..", *(dev.name for dev in devices if dev.name not in ("", ".", ".."))]
+        return [".", "..", "mapper", *(f"dm-{dev.minor}" for dev in devices)]
 
-def _unmount(directory: str) -> None:
-    if os.geteuid() == 0:
-        ctypes.CDLL(None).umount2(os.fsencode(directory), MNT_DETACH)
-    else:
-        subprocess.run([_fusermount(), "-u", "-z", "--", directory], capture_output=True, check=False)
+    def opendir(self, path: str) -> int:
+        return int(path == "/mapper")  # readdir gets this number, and no path
 
+    def readlink(self, path: str) -> str:
+        found = self._find(path)
+        if not isinstance(found, str):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), path)
+        return found
 
-def _fusermount() -> str:
-    helper = shutil.which("fusermount3") or shutil.which("fusermount")
-    if helper is None:
-        raise OSError(errno.ENOENT, "no fusermount3 to mount FUSE with; root needs none")
-    return helper
+    def statfs(self, path: str) -> dict[str, int]:
+        return {"f_bsize": _BLOCK, "f_frsize": _BLOCK, "f_namemax": 127}
+
+    def access(self, path: str, amode: int) -> int:
+        return 0
+
+    # -- files ------------------------------------------------------------------------------------------
+
+    def open(self, path: str, fi: Any) -> int:
+        dev = self._find(path)
+        assert not isinstance(dev, str)
+        if self.counts:
+            dev.open()
+        with self._lock:
+            fi.fh = next(number for number in range(1, len(self._handles) + 2) if number not in self._handles)
+            self._handles[fi.fh] = dev
+        return 0
+
+    def release(self, path: str | None, fi: Any) -> int:
+        with self._lock:
+            dev = self._handles.pop(fi.fh)
+        if self.counts:
+            dev.close()
+        return 0
+
+    def read(self, path: str | None, size: int, offset: int, fi: Any) -> bytes:
+        return bytes(node.read(self._handles[fi.fh], offset, size))
+
+    def write(self, path: str | None, data: bytes, offset: int, fi: Any) -> int:
+        return node.write(self._handles[fi.fh], offset, memoryview(data))
+
+    def fsync(self, path: str | None, datasync: int, fi: Any) -> int:
+        node.fsync(self._handles[fi.fh])
+        return 0
+
+    def fallocate(self, path: str | None, mode: int, offset: int, size: int, fi: Any) -> int:
+        node.fallocate(self._handles[fi.fh], mode, offset, size)
+        return 0
+
+    def truncate(self, path: str | None, length: int, fh: Any = None) -> int:
+        """O_TRUNC means nothing to a block device; any other size is refused."""
+        dev = self._find(path) if path is not None else self._handles[fh.fh]
+        if isinstance(dev, str) or length not in (0, dev.bytes):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), path)
+        return 0
+
+    def utimens(self, path: str | None, times: Any = None, fh: Any = None) -> int:
+        return 0

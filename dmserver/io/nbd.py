@@ -12,9 +12,8 @@ import os
 import socket
 import stat
 import threading
-from concurrent.futures import CancelledError, Future
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from .blockdev import BlockDevice
 from .nbd_options import Garbage, Negotiation
@@ -27,14 +26,12 @@ if TYPE_CHECKING:
 
 __all__ = ["NbdServer"]
 
-Answer = TypeVar("Answer")
-
 _BACKLOG = 512
 _log = logging.getLogger(__name__)
 
 
 class NbdServer:
-    """Serves the devices of `mapper`. `start` and `close` belong to the thread that runs its commands."""
+    """Serves the devices of `mapper`. `start` and `close` belong to one thread."""
 
     def __init__(self, mapper: Mapper) -> None:
         self.mapper = mapper
@@ -45,7 +42,6 @@ class NbdServer:
         self._closed = threading.Event()
         #: How to make each thread end.
         self._threads: dict[threading.Thread, Callable[[], None]] = {}
-        self._questions: set[Future[object]] = set()
         self._spare = -1
 
     def start(self, address: str) -> str:
@@ -71,11 +67,8 @@ class NbdServer:
         with self._lock:
             self._closed.set()
             threads = dict(self._threads)
-            questions = tuple(self._questions)
         for end in threads.values():
             end()
-        for question in questions:
-            question.cancel()
         for thread in threads:
             thread.join()
         if self._listener is not None:
@@ -88,47 +81,17 @@ class NbdServer:
 
     def names(self) -> list[str]:
         """Names of the devices with a live table."""
-        return self._ask(lambda: [dev.name for dev in self.mapper.sorted_by_name() if dev.live])
+        return sorted(dev.name for dev in tuple(self.mapper.devices.values()) if dev.name and dev.live)
 
     def open(self, name: str) -> BlockDevice:
         """Open the device of this name; OSError when there is none, or it has no live table."""
-
-        def open_device() -> BlockDevice:
-            dev = self.mapper.by_name(name)
-            if dev is None:
-                raise OSError(errno.ENOENT, f"no device is called {name!r}")
-            if dev.live is None:
-                raise OSError(errno.ENXIO, f"device {name!r} has no live table")
-            dev.open()
-            return dev
-
-        return self._ask(open_device)
-
-    def close_device(self, bdev: BlockDevice) -> None:
-        """Undo one `open`."""
-        self.mapper.call_soon(bdev.close)
-
-    def _ask(self, function: Callable[[], Answer]) -> Answer:
-        """Call `function` in the commands' thread and wait for its answer. CancelledError when the server closes."""
-        question: Future[object] = Future()
-        with self._lock:
-            if self._closed.is_set():
-                raise CancelledError
-            self._questions.add(question)
-
-        def answer() -> None:
-            if question.set_running_or_notify_cancel():
-                try:
-                    question.set_result(function())
-                except Exception as failure:
-                    question.set_exception(failure)
-
-        self.mapper.call_soon(answer)
-        try:
-            return question.result()  # type: ignore[return-value]  # what `function` returned
-        finally:
-            with self._lock:
-                self._questions.discard(question)
+        dev = self.mapper.by_name(name)
+        if dev is None:
+            raise OSError(errno.ENOENT, f"no device is called {name!r}")
+        if dev.live is None:
+            raise OSError(errno.ENXIO, f"device {name!r} has no live table")
+        dev.open()
+        return dev
 
     # -- connections ------------------------------------------------------------------------------------
 
@@ -172,7 +135,7 @@ class NbdServer:
             bdev = negotiation.run()
             if bdev is not None:
                 self._transmit(sock, bdev, negotiation)
-        except (EOFError, ConnectionError, CancelledError):
+        except (EOFError, ConnectionError):
             pass
         except (Garbage, OSError) as failure:
             _log.info("NBD: a connection ended: %s", failure)
@@ -180,7 +143,7 @@ class NbdServer:
             _log.exception("NBD: a connection failed")
         finally:
             if negotiation.chosen is not None:
-                self.close_device(negotiation.chosen)
+                negotiation.chosen.close()
             self._forget(threading.current_thread(), sock)
 
     def _transmit(self, sock: socket.socket, bdev: BlockDevice, negotiation: Negotiation) -> None:
@@ -195,7 +158,7 @@ class NbdServer:
                 transmission.run()
         finally:
             transmission.interrupt()
-            transmission.close(lambda: self.close_device(bdev))
+            transmission.close(bdev.close)
 
     def _forget(self, thread: threading.Thread, sock: socket.socket) -> None:
         with self._lock:

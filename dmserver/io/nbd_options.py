@@ -37,16 +37,13 @@ class Garbage(Exception):
 
 
 class Exports(Protocol):
-    """What there is to choose from. May be called from any thread."""
+    """What there is to choose from, asked in the connection's thread."""
 
     def names(self) -> list[str]:
         """Names of all exports."""
 
     def open(self, name: str) -> BlockDevice:
         """Open an export and count it as open; OSError with a sentence when there is none of that name."""
-
-    def close_device(self, bdev: BlockDevice) -> None:
-        """Undo one `open`."""
 
 
 def receive(sock: socket.socket, length: int) -> bytes:
@@ -184,7 +181,7 @@ class Negotiation:
         try:
             return self._describe(bdev)
         finally:
-            self.exports.close_device(bdev)
+            bdev.close()
 
     def _go(self, data: bytes) -> bool:
         name = self._named(data)
