@@ -19,14 +19,17 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from struct import Struct
+from typing import TYPE_CHECKING
 
 from dmserver.io.blockdev import BlockDevice
 from dmserver.io.disk import Disk
-from dmserver.io.fusefs import FuseMount
 from dmserver.model.mapper import Mapper
 
 from .caller import Caller
 from .supervisor import ANSWERED, Call, Outcome
+
+if TYPE_CHECKING:
+    from dmserver.io.fusefs import FuseMount
 
 __all__ = ["Opens"]
 
@@ -51,7 +54,7 @@ class Opens:
 
     def __init__(self, mapper: Mapper) -> None:
         self.mapper = mapper
-        self._mount = -1
+        self._mount: FuseMount | None = None
         self._opens: list[_Open] = []
         self._locks = itertools.count(FIRST_LOCK)
         self._by_link: dict[bytes, BlockDevice] = {}
@@ -59,8 +62,9 @@ class Opens:
     def close(self) -> None:
         for opened in tuple(self._opens):
             self._end(opened)
-        if self._mount >= 0:
-            os.close(self._mount)
+        if self._mount is not None:
+            self._mount.close()
+            os.rmdir(self._mount.directory)
 
     def open(self, call: Call, device: BlockDevice, flags: int) -> int | Outcome:
         """Answer an open of a block device. OSError: EBUSY when an exclusive open meets another holder, EACCES."""
@@ -113,30 +117,30 @@ class Opens:
 
     def _data(self, device: BlockDevice, flags: int) -> int:
         """A fresh description of what holds the device's data; without O_DIRECT where the file system lacks it."""
-        if isinstance(device, Disk):
-            path, directory = f"/proc/self/fd/{device.fd}", None
-        else:
-            path, directory = f"dm-{device.dev[1]}", self._mounted()
+        path = f"/proc/self/fd/{device.fd}" if isinstance(device, Disk) else f"{self._mounted()}/dm-{device.dev[1]}"
         try:
-            return os.open(path, flags | os.O_CLOEXEC, dir_fd=directory)
+            return os.open(path, flags | os.O_CLOEXEC)
         except OSError as error:
             if error.errno != errno.EINVAL or not flags & os.O_DIRECT:
                 raise
-            return os.open(path, flags & ~os.O_DIRECT | os.O_CLOEXEC, dir_fd=directory)
+            return os.open(path, flags & ~os.O_DIRECT | os.O_CLOEXEC)
 
-    def _mounted(self) -> int:
+    def _mounted(self) -> str:
         """The directory of mapped devices, mounted when the first is opened. OSError(EIO), after the reason was
         told on standard error."""
-        if self._mount < 0:
+        if self._mount is None:
             directory = tempfile.mkdtemp(prefix="dm")
             try:
-                self._mount = FuseMount(self.mapper, directory).detach()
-            except OSError as error:
+                from dmserver.io.fusefs import FuseMount
+
+                mount = FuseMount(self.mapper, directory, counts=False)
+                mount.start()
+            except (ImportError, OSError) as error:
+                os.rmdir(directory)
                 print(f"dmserver: mapped devices cannot be read or written: {error}", file=sys.stderr, flush=True)
                 raise OSError(errno.EIO, os.strerror(errno.EIO)) from error
-            finally:
-                os.rmdir(directory)
-        return self._mount
+            self._mount = mount
+        return self._mount.directory
 
     def _end(self, opened: _Open) -> None:
         self._opens.remove(opened)

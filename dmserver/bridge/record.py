@@ -1,7 +1,8 @@
 """`dmserver record`: run a program on a device-mapper of its own and write down what passed its control nodes.
 
 The file is JSON Lines in the format of specs/vectors: `op`, `cmd`, `errno`, `request` (the caller's buffer as far as
-the driver looked at it), `written` (the prefix that was written back); `HEX*N:XX` is HEX and N bytes of value XX. Keys of crypt and integrity targets, and all data under DM_SECURE_DATA_FLAG, are overwritten with zeros.
+the driver looked at it), `written` (the prefix that was written back); `HEX*N:XX` is HEX and N bytes of value XX.
+Keys of crypt and integrity targets, and all data under DM_SECURE_DATA_FLAG, are overwritten with zeros.
 """
 
 from __future__ import annotations
