@@ -364,10 +364,10 @@ class _ChainWriter(_Writer):
         if chain.partial:
             ends.append(f"{stop} == end")
         self.emit(3, f"if {' or '.join(ends)}:", f"    return entries, {stop}")
-        self.emit(3, f"following = {'first' if chain.from_first else 'offset'} + next_")
-        self.emit(3, "if not start <= following < end:")
+        base = "first" if chain.from_first else "offset"
+        self.emit(3, f"following = {base} + next_", "if not start <= following < end:")
         where = 'f"(parsing)[{len(entries) - 1}]"'
-        self.emit(4, f"raise bad_next(next_, start, end, {where}, offset + {chain.next_at})")
+        self.emit(4, f"raise bad_next(next_, {base}, start, end, {where}, offset + {chain.next_at})")
         self.emit(3, "offset = following", "")
 
     def _build(self) -> None:

@@ -40,9 +40,9 @@ def located(error: ConstructError, offset: int) -> ConstructError:
     return error
 
 
-def bad_next(value: int, least: int, end: int, path: str, offset: int) -> ConstructError:
-    """A `next` (at `offset`) that leads back, into its own struct, or out of the data."""
-    message = f"{value} leads out of the data or not forward, expected an offset from {least} to below {end}"
+def bad_next(value: int, base: int, least: int, end: int, path: str, offset: int) -> ConstructError:
+    """A `next` at `offset` that leads back, into its own struct or out of the data. It counts from `base`."""
+    message = f"{value} bytes from offset {base}, expected {least - base} to {end - base - 1}"
     return located(ValidationError(message, f"{path} -> next"), offset)
 
 
@@ -158,9 +158,10 @@ class Chain(Subconstruct):  # type: ignore[misc]
                 break
             if self.partial and stream_tell(stream, path) == end:
                 break
-            following = (first if self.from_first else offset) + entry.next
+            base = first if self.from_first else offset
+            following = base + entry.next
             if not offset + self.fixed <= following < end:
-                raise bad_next(entry.next, offset + self.fixed, end, where, offset + self.next_at)
+                raise bad_next(entry.next, base, offset + self.fixed, end, where, offset + self.next_at)
             offset = following
             stream_seek(stream, offset, 0, path)
         return entries

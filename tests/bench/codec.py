@@ -237,4 +237,4 @@ def _both(
     for verb, contestants in (("parse", parsing), ("build", building)):
         medians = interleave(contestants, seconds=1.0)
         report.add(f"{case}, {verb}", medians, "fused", ["hand struct"], goal)
-        report.add(f"{case}, {verb}", medians, "fused", ["plain Construct"], 1 / 20)
+        report.add(f"{case}, {verb}", medians, "fused", ["plain Construct"], goal and 1 / 20)

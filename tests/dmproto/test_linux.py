@@ -155,10 +155,25 @@ class TestTableLoad:
     @pytest.mark.parametrize(
         ("data", "offset", "path", "words"),
         [
-            (load(spec(b"zero", b"\0"), spec(b"zero", b"\0")), 332, "dm_target_spec[0].next", "0 leads"),
-            (load(spec(b"zero", b"\0", following=39), spec(b"zero", b"\0")), 332, "dm_target_spec[0].next", "39 leads"),
-            (load(spec(b"zero", b"\0", following=1 << 31), count=2), 332, "dm_target_spec[0].next", "below 353"),
-            (load(spec(b"zero", b"\0", following=41), count=2), 332, "dm_target_spec[0].next", "below 353"),
+            (
+                load(spec(b"zero", b"\0"), spec(b"zero", b"\0")),
+                332,
+                "dm_target_spec[0].next",
+                "0 bytes from offset 312, expected 40 to 81",
+            ),
+            (
+                load(spec(b"zero", b"\0", following=39), spec(b"zero", b"\0")),
+                332,
+                "dm_target_spec[0].next",
+                "39 bytes from offset 312, expected 40 to",
+            ),
+            (
+                load(spec(b"zero", b"\0", following=1 << 31), count=2),
+                332,
+                "dm_target_spec[0].next",
+                "expected 40 to 40",
+            ),
+            (load(spec(b"zero", b"\0", following=41), count=2), 332, "dm_target_spec[0].next", "expected 40 to 40"),
             (load(spec(b"zero", b"unterminated")), 352, "dm_target_spec[0].params", "without a NUL"),
             (load(spec(b"zero", b"\0")[:20]), 332, "dm_target_spec[0].next", "expected 4, found 0"),
             (load(spec(b"zero", b"\0"), start=312, size=200), 12, "data_size", "expected 305"),
