@@ -45,7 +45,7 @@ def loads_json(
     `top`, the limits and the errors are those of `loads`.
     """
     if len(data) > max_size:
-        raise MessageTooLarge(f"a property list of {len(data)} bytes is over the limit of {max_size}")
+        raise MessageTooLarge(f"a property list of {len(data)} bytes is over the limit of {max_size}", offset=max_size)
     text = data.partition(b"\0")[0].decode("utf-8", "surrogateescape")
     return _Reader(text).outermost(_TOP_TYPES[top], max_depth)
 

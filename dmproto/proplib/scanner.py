@@ -61,7 +61,7 @@ def loads(
     Raises `MessageTooLarge` for the size and `BadPlist` for all else that is refused, with the offset in bytes.
     """
     if len(data) > max_size:
-        raise MessageTooLarge(f"a property list of {len(data)} bytes is over the limit of {max_size}")
+        raise MessageTooLarge(f"a property list of {len(data)} bytes is over the limit of {max_size}", offset=max_size)
     text = data.partition(b"\0")[0].decode("utf-8", "surrogateescape")
     return _Scanner(text, kernel=_IS_KERNEL[flavour]).plist(_TOP_TAGS[top], max_depth)
 

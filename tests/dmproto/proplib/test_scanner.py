@@ -210,8 +210,9 @@ def test_limits() -> None:
     assert loads(nested, max_depth=4) == [[[[]]]]
     with pytest.raises(BadPlist):
         loads(nested, max_depth=3)
-    with pytest.raises(MessageTooLarge):
+    with pytest.raises(MessageTooLarge) as caught:
         loads(nested, max_size=len(nested) - 1)
+    assert caught.value.offset == len(nested) - 1
     assert loads(nested, max_size=len(nested)) == [[[[]]]]
     too_deep = b"<plist>" + b"<array>" * (MAX_DEPTH + 1) + b"</array>" * (MAX_DEPTH + 1) + b"</plist>"
     with pytest.raises(BadPlist):
