@@ -79,7 +79,7 @@ class FuseMount:
         options: dict[str, Any] = {"fsname": "dmserver", "default_permissions": True}
         options |= {"attr_timeout": 0, "entry_timeout": 0, "negative_timeout": 0}
         if (mfusepy.fuse_version_major, mfusepy.fuse_version_minor) >= (3, 12):
-            options["max_threads"] = _THREADS
+            options["max_threads"] = options["max_idle_threads"] = _THREADS  # else libfuse complains of its own default
         try:
             mfusepy.FUSE(self._files, self.directory, foreground=True, raw_fi=True, **options)
         except Exception as failure:
