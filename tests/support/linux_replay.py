@@ -15,11 +15,12 @@ import re
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 from support.linux_vectors import VECTORS, expand
-from support.targets import ManualWork, pattern
+from support.stacks import pattern
+from support.targets import ManualWork
 
 from dmproto.commands import BY_NAME, Payload
 from dmproto.linux import parse
@@ -386,6 +387,8 @@ class LinuxReplay:
                     self.registry.get(name)
         if step.get("errno") == "0" and ":logon:" in str(step.get("request") and expand(step["request"])):
             return "the key is in a keyring of the recorded machine"
+        if step.get("cmd") == "REMOVE_ALL" and not self.tainted <= set(self.disks):
+            return "on a device that an absent target type has to do with"
         device = self._device(step)
         named = {word for target in step.get("targets") or () for word in target[3].split()}
         if (device and _number(device) in self.tainted) or step.get("dev") in self.tainted:
@@ -648,8 +651,13 @@ def _number(device: BlockDevice) -> str:
     return f"{major}:{minor}"
 
 
+@lru_cache(4)
+def _whole_pattern(seed: int, sectors: int) -> bytes:
+    return pattern(seed, 0, sectors)
+
+
 def _fill(disk: Disk, seed: int | None) -> None:
-    data = bytes(disk.bytes) if seed is None else pattern(seed, 0, disk.size)
+    data = bytes(disk.bytes) if seed is None else _whole_pattern(seed, disk.size)
     disk.submit_bio(Bio(Op.WRITE, 0, disk.size, memoryview(data)))
 
 
