@@ -86,17 +86,18 @@ def test_a_file_that_is_no_socket_is_left_alone(directory: Path) -> None:
 
 def test_a_service_managers_socket_is_used_and_the_manager_is_told(directory: Path) -> None:
     path, notes = directory / "s", directory / "n"
-    start = "import os, sys; os.environ['LISTEN_PID'] = str(os.getpid()); os.execv(sys.executable, sys.argv[1:])"
+    start = (
+        "import os, sys; os.dup2(int(sys.argv[1]), 3); os.environ['LISTEN_PID'] = str(os.getpid());"
+        "os.execv(sys.executable, [sys.executable, '-m', 'dmserver', 'serve'])"
+    )
     with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         listener.bind(str(path))
         listener.listen()
         manager.bind(str(notes))
         manager.settimeout(30)
-        keep = os.dup(listener.fileno())
-        os.dup2(keep, 3) if keep != 3 else None
         process = Popen(
-            [sys.executable, "-c", start, sys.executable, "-m", "dmserver", "serve"],
-            pass_fds=[3],
+            [sys.executable, "-c", start, str(listener.fileno())],
+            pass_fds=[listener.fileno()],
             stdout=subprocess.PIPE,
             env={**os.environ, "LISTEN_FDS": "1", "NOTIFY_SOCKET": str(notes)},
             text=True,
