@@ -43,6 +43,7 @@ class DmDev(BlockDevice):
         self.removed = False
         self.geometry = (0, 0, 0, 0)
         self.event_nr = 0
+        self.uevent_seq = 0  #: uevents that targets numbered (`dm_next_uevent_seq`)
         self.stats: Stats | None = None
         self.io = MappedIo(self)
         self._suspending: list[Callable[[], None]] = []
@@ -143,6 +144,20 @@ class DmDev(BlockDevice):
         self.mapper.events.bump()
         for wake in waiters.values():
             wake()
+
+    def uevent(self, action: str, **keys: str) -> None:
+        """Send a uevent of the disk, `keys` before those that every disk has."""
+        self.mapper.events.send(
+            action,
+            f"/devices/virtual/block/dm-{self.minor}",
+            "block",
+            **keys,
+            MAJOR=str(self.dev[0]),
+            MINOR=str(self.minor),
+            DEVNAME=f"dm-{self.minor}",
+            DEVTYPE="disk",
+            DISKSEQ=str(self.diskseq),
+        )
 
     def on_event(self, wake: Callable[[], None]) -> Callable[[], None]:
         """Call `wake` at the next event, once; returns the function that cancels it."""

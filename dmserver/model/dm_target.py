@@ -244,6 +244,10 @@ class Target:
         """`dm_table_event`: the device's event number goes up and its waiters wake."""
         self.table.device.event()
 
+    def uevent(self, **keys: str) -> None:
+        """Send a change uevent of the mapped device with these keys (`kobject_uevent_env`)."""
+        self.table.device.uevent("change", **keys)
+
     def queue_work(self, work: Callable[[], None]) -> None:
         """Run `work` soon, in a worker thread (`queue_work`)."""
         self.table.device.mapper.work.queue(work)

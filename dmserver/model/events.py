@@ -49,6 +49,12 @@ class Events:
         for listener in tuple(self._listeners):
             listener(event)
 
+    def send(self, action: str, path: str, subsystem: str, **keys: str) -> None:
+        """Send the next uevent, with the keys that all have around those given (`kobject_uevent_env`)."""
+        self.seqnum += 1
+        env = {"ACTION": action, "DEVPATH": path, "SUBSYSTEM": subsystem, **keys, "SEQNUM": str(self.seqnum)}
+        self.uevent(Uevent(action, path, env))
+
     def log(self, line: str) -> None:
         """A line as the kernel would log it."""
         self.lines.append(line)

@@ -231,7 +231,7 @@ class Multipath(Target):
             self.groups[path.group - 1].selector.fail_path(path)
             path.is_active = False
             path.fail_count += 1
-        self.queue_work(self.event)
+        self._path_event("PATH_FAILED", path)
 
     def reinstate_path(self, path: Path) -> None:
         """Bios may take this path again; if it is the only one, those that wait do so now."""
@@ -242,9 +242,30 @@ class Multipath(Target):
             self.groups[path.group - 1].selector.reinstate_path(path)
             path.is_active = True
             only = self._nr_valid_paths() == 1
-        self.queue_work(self.event)
+        self._path_event("PATH_REINSTATED", path)
         if only:
             self.queue_work(self._process_queued)
+
+    def _path_event(self, action: str, path: Path) -> None:
+        """`dm_path_uevent`, which goes out with the event."""
+        device = self.table.device
+        device.uevent_seq += 1
+        keys = {
+            "DM_TARGET": self.name,
+            "DM_ACTION": action,
+            "DM_SEQNUM": str(device.uevent_seq),
+            "DM_PATH": path.dev.number,
+            "DM_NR_VALID_PATHS": str(self._nr_valid_paths()),
+            "DM_NAME": device.name,
+        }
+        if device.uuid:
+            keys["DM_UUID"] = device.uuid
+
+        def event() -> None:
+            self.uevent(**keys)
+            self.event()
+
+        self.queue_work(event)
 
     def _set_queueing(self, on: bool, *, save: bool = False) -> None:
         with self._lock:

@@ -21,13 +21,13 @@ _ELSEWHERE = re.compile(
 def replay(bench: Bench, kind: type[Target], *files: str) -> int:
     """Assert errno, message, log and TABLE line of each; returns how many there were."""
     count = 0
-    for length, params, expected, table_line, kmsg in recorded_constructors(kind.name, *files):
+    for length, params, expected, table_line, kmsg, read_only in recorded_constructors(kind.name, *files):
         if "253:" in params or any("table load rejected" in line for line in kmsg):
             continue  # needs the devices of the scenario, or is the table's own refusal
         count += 1
         device = bench.mapper.create("replay")
         before = len(bench.mapper.events.lines)
-        table = DmTable(device, bench.resolve)
+        table = DmTable(device, bench.resolve, read_only=read_only)
         try:
             target = table.add_target(kind, 0, length, split_args(params))
         except TargetError as refusal:

@@ -154,10 +154,10 @@ class Bench:
         device.inactive = table
         return table
 
-    def load(self, name: str, *targets: tuple[type[Target], int, str]) -> DmDev:
+    def load(self, name: str, *targets: tuple[type[Target], int, str], read_only: bool = False) -> DmDev:
         """`table` for the device `name`, made if need be, and resume."""
         device = self.mapper.by_name(name) or self.mapper.create(name)
-        self.table(device, *targets)
+        self.table(device, *targets, read_only=read_only)
         self.resume(device)
         return device
 
@@ -181,11 +181,11 @@ class Bench:
     def remove(self, device: DmDev) -> None:
         self.mapper.remove(device)
 
-    def refusal(self, kind: type[Target], length: int, params: str) -> tuple[int, str]:
+    def refusal(self, kind: type[Target], length: int, params: str, *, read_only: bool = False) -> tuple[int, str]:
         """(errno, message) of a constructor that refuses."""
         device = self.mapper.create("refusal")
         try:
-            DmTable(device, self.resolve).add_target(kind, 0, length, split_args(params))
+            DmTable(device, self.resolve, read_only=read_only).add_target(kind, 0, length, split_args(params))
         except TargetError as refusal:
             return refusal.errno, refusal.message
         finally:
@@ -200,16 +200,28 @@ def status(device: DmDev, kind: StatusType = StatusType.INFO) -> str:
     return target.status(kind)
 
 
-def recorded_constructors(kind: str, *files: str) -> Iterator[tuple[int, str, str, str | None, list[str]]]:
+def recorded_constructors(kind: str, *files: str) -> Iterator[tuple[int, str, str, str | None, list[str], bool]]:
     """All recorded loads of one target of this type: (length, params, errno name or "0", TABLE line if one was taken
-    next, lines of the log)."""
+    next, lines of the log, whether the table is to be read-only)."""
     for file in files:
         steps = [json.loads(line) for line in (VECTORS / f"{file}.jsonl").read_text().splitlines()]
         for at, step in enumerate(steps):
             if step.get("cmd") != "TABLE_LOAD" or len(step["targets"]) != 1 or step["targets"][0][2] != kind:
                 continue
             _, length, _, params = step["targets"][0]
-            yield length, params, step["errno"], _table_line(steps[at + 1 : at + 2]), step.get("kmsg") or []
+            yield (
+                length,
+                params,
+                step["errno"],
+                _table_line(steps[at + 1 : at + 2]),
+                step.get("kmsg") or [],
+                _read_only(step),
+            )
+
+
+def _read_only(step: dict[str, Any]) -> bool:
+    """DM_READONLY_FLAG in the flags of `struct dm_ioctl`, at offset 28."""
+    return bool(bytes.fromhex(step["request"][56:58])[0] & 1)
 
 
 def _table_line(following: list[dict[str, Any]]) -> str | None:
