@@ -12,15 +12,19 @@ import socket
 import stat
 import sys
 from contextlib import ExitStack
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
+from .bridge.join import Doorway, bridge_path
 from .client import default_socket
 from .host import Host, Personality
 from .loop import Loop
 from .server import Policy, Server
 from .store import Store
 
-__all__ = ["add_arguments", "main"]
+if TYPE_CHECKING:
+    from .bridge.bridge import Bridge
+
+__all__ = ["add_arguments", "add_host_arguments", "listen", "main", "make_host"]
 
 #: sys/dev/dm's limit of a request, in bytes; ours elsewhere.
 NETBSD_LIMIT, LIMIT = 131072, 64 << 20
@@ -35,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--state", metavar="FILE", help="keep devices and tables in FILE")
     add_host_arguments(parser)
     parser.add_argument("--nbd", metavar="PATH", help="export the devices over NBD at a Unix socket or tcp:HOST:PORT")
+    parser.add_argument("--mount", metavar="DIR", help="show the devices as files DIR/mapper/NAME (extra: fuse)")
     parser.add_argument(
         "--allow-uid", metavar="UID", type=int, action="append", default=[], help="let this user in, besides one's own"
     )
@@ -141,7 +146,7 @@ def main(options: argparse.Namespace) -> int:
     )
     try:
         return _serve(options)
-    except (OSError, ValueError, LookupError) as failure:
+    except (OSError, ValueError, LookupError, ImportError) as failure:
         print(f"dmserver: {failure}", file=sys.stderr)
         return 1
 
@@ -158,17 +163,19 @@ def _serve(options: argparse.Namespace) -> int:
             stack.callback(store.save)
         host.mapper.events.on_log(logging.getLogger("dmserver.kernel").info)
         path, listener = _listener(options, stack)
+        policy = Policy(admins={0, os.geteuid(), *options.allow_uid}, readers=set(options.allow_read_uid))
         server = Server(
             host,
             loop,
             listener,
-            Policy(admins={0, os.geteuid(), *options.allow_uid}, readers=set(options.allow_read_uid)),
+            policy,
             limit=options.limit or (NETBSD_LIMIT if host.personality == "netbsd" else LIMIT),
             binary_limit=LIMIT,
             before_replies=store.save_changes if store is not None else lambda: None,
         )
         stack.callback(server.close)
         _open_doors(options, host, stack)
+        _open_doorway(path, options, loop, host, policy, stack)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.on_signal(number, loop.stop)
         print(f"ready: {path}", flush=True)
@@ -199,3 +206,33 @@ def _open_doors(options: argparse.Namespace, host: Host, stack: ExitStack) -> No
         nbd = NbdServer(host.mapper)
         _log.info("NBD exports at %s", nbd.start(options.nbd))
         stack.callback(nbd.close)
+    if options.mount:
+        from .io.fusefs import FuseMount
+
+        mount = FuseMount(host.mapper, options.mount)
+        mount.start()
+        stack.callback(mount.close)
+
+
+def _open_doorway(
+    path: str, options: argparse.Namespace, loop: Loop, host: Host, policy: Policy, stack: ExitStack
+) -> None:
+    """The door for programs that `dmserver run --socket` starts; the bridge is made when the first one comes."""
+    bridges: list[Bridge] = []
+
+    def supervise(listener: int) -> None:
+        if not bridges:
+            from .bridge.bridge import Bridge
+
+            bridges.append(Bridge(loop, host))
+        bridges[0].supervise(listener)
+
+    @stack.callback
+    def close() -> None:
+        for bridge in bridges:
+            bridge.close()
+
+    at = bridge_path(path)
+    doorway = Doorway(loop, listen(at, everyone=bool(options.allow_uid)), supervise, policy.admins.__contains__)
+    stack.callback(os.unlink, at)
+    stack.callback(doorway.close)

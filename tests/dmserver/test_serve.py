@@ -214,3 +214,21 @@ def test_a_recorded_dmsetup_ends_up_in_a_table(directory: Path) -> None:
         dmctl("remove", name)
         assert dmctl("pdevs") == ""
         assert dmctl("ls") == ""
+
+
+@pytest.mark.skipif(shutil.which("dmsetup") is None, reason="dmsetup is not installed")
+def test_a_program_joins_the_server(directory: Path) -> None:
+    path = str(directory / "s")
+
+    def dmsetup(*argv: str) -> str:
+        command = [sys.executable, "-m", "dmserver", "run", "--socket", path, "--", "dmsetup", *argv]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+
+    with program("--socket", path, "--pdev", "/dev/ram0=ram:1M") as server:
+        ready(server)
+        dmsetup("create", "a", "--table", "0 8 linear /dev/ram0 0")
+        with Client(path) as client:
+            assert client.table("a") == [(0, 8, "linear", "1:0 0")]
+            client.create("b")
+        assert dmsetup("ls").split() == ["a", "(253:0)", "b", "(253:1)"]
+    assert os.listdir(directory) == []
