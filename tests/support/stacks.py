@@ -6,6 +6,7 @@ import errno
 import os
 import threading
 from collections.abc import Hashable, Iterable
+from functools import lru_cache
 from struct import Struct
 
 from dmserver.io.blockdev import BlockDevice
@@ -92,6 +93,7 @@ class Stack:
         self.mapper.work.close()
 
 
+@lru_cache(64)
 def pattern(seed: int, sector: int, sectors: int) -> bytes:
     """`sectors` sectors of the recorded vectors' `pattern(seed)`, from `sector` on."""
     firsts = (seed << 56 | at << 16 for at in range(sector, sector + sectors))

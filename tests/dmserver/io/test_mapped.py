@@ -174,8 +174,15 @@ def test_exception_in_end_io_fails_that_bio(stack: Stack, monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize(
     ("op", "sector", "sectors", "error"),
-    [(Op.READ, 63, 2, errno.EIO), (Op.READ, 64, 1, errno.EIO), (Op.WRITE, 0, 1, errno.EPERM), (Op.READ, 0, 64, 0)]
-    + [(Op.DISCARD, 0, 8, errno.EPERM), (Op.WRITE_ZEROES, 0, 8, errno.EPERM), (Op.FLUSH, 0, 0, 0)],
+    [
+        (Op.READ, 63, 2, errno.EIO),
+        (Op.READ, 64, 1, errno.EIO),
+        (Op.READ, 0, 64, 0),
+        (Op.WRITE, 0, 1, errno.EPERM),
+        (Op.DISCARD, 0, 8, errno.EPERM),
+        (Op.WRITE_ZEROES, 0, 8, errno.EPERM),
+        (Op.FLUSH, 0, 0, 0),
+    ],
 )
 @pytest.mark.parametrize("kind", ["linear", "over"])
 def test_read_only_table_and_end(stack: Stack, kind: str, op: Op, sector: int, sectors: int, error: int) -> None:
