@@ -170,44 +170,34 @@ def convert(
         short = shortcut.hear(data, reply=reply)
     else:
         short = None
-    return short or _convert(data, source, target, command, reply, strict)
+    return short or _write(_read(data, source, command, reply, strict), target, reply, strict)
 
 
-def _convert(data: bytes, source: Form, target: Form, command: Command | None, reply: bool, strict: bool) -> bytes:
-    """The long way."""
-    obj: dict[str, Any]
+def _read(data: bytes, source: Form, command: Command | None, reply: bool, strict: bool) -> dict[str, Any]:
+    """The long way in: the dictionary of a message in any form."""
     match source:
         case Form.BINARY:
             if command is None:
                 raise ValueError("a binary message does not tell its command: give one")
-            if target is Form.BINARY:
-                return linux.build(linux.parse(data, command, reply=reply))
-            if target is Form.DRAFT:
-                return draft2008.dumps(_say(linux.parse(data, command, reply=reply), _DRAFT, DM_MAJOR, strict))
-            obj = from_binary(data, command, reply=reply, strict=strict)
+            return from_binary(data, command, reply=reply, strict=strict)
         case Form.DRAFT:
-            drafted = draft2008.loads(data, command=command)
-            if target is Form.DRAFT:
-                return draft2008.dumps(drafted)
-            message = _hear(drafted, _DRAFT, reply, DM_MAJOR, strict)
-            if target is Form.BINARY:
-                return linux.build(message)
-            obj = to_dictionary(_foreign(message), strict=strict)
-        case _:
-            obj = _dictionary(proplib.loads(data) if source is Form.PLIST else proplib.loads_json(data), command)
-            if source is Form.JSON:
-                obj = _number(obj, reply)
-    match target:
-        case Form.BINARY:
-            return to_binary(obj, reply=reply, strict=strict)
-        case Form.DRAFT:
-            message = _foreign(to_message(obj, reply=reply, strict=strict))
-            return draft2008.dumps(_say(message, _DRAFT, DM_MAJOR, strict))
+            message = _hear(draft2008.loads(data, command=command), _DRAFT, reply, DM_MAJOR, strict)
+            return to_dictionary(_foreign(message), strict=strict)
         case Form.JSON:
-            return proplib.dumps_json(obj)
-    if strict:
-        to_message(obj, reply=reply, strict=True)
-    return proplib.dumps(obj)
+            return _number(_dictionary(proplib.loads_json(data), command), reply)
+    return _dictionary(proplib.loads(data), command)
+
+
+def _write(obj: dict[str, Any], target: Form, reply: bool, strict: bool) -> bytes:
+    """The long way out: a dictionary in any form."""
+    if target is Form.BINARY:
+        return to_binary(obj, reply=reply, strict=strict)
+    if target is Form.DRAFT:
+        message = _foreign(to_message(obj, reply=reply, strict=strict))
+        return draft2008.dumps(_say(message, _DRAFT, DM_MAJOR, strict))
+    if strict and EXTENSION_KEY in obj:
+        raise NotSayable("an extension key", path=EXTENSION_KEY)
+    return proplib.dumps_json(obj) if target is Form.JSON else proplib.dumps(obj)
 
 
 def _profile(data: bytes, source: Form, target: Form, command: Command | None, reply: bool, profile: str) -> bytes:

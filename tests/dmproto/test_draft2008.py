@@ -139,3 +139,11 @@ def test_errors_name_the_key(keys, message):
 def test_a_text_that_is_no_dictionary():
     with pytest.raises(BadPlist, match="no dictionary"):
         draft2008.loads(plist(b"<array/>"))
+
+
+def test_keys_that_only_one_form_knows_stay_when_nobody_knows_them():
+    obj = {"command": "info", "name": "a", "flags": Unsigned(4), "version": "4.0.0", "colour": "red"}
+    data = convert(draft2008.dumps(obj), source=Form.DRAFT, target=Form.BINARY)
+    plist = convert(data, source=Form.BINARY, target=Form.PLIST, command="info")
+    assert proplib.loads(plist)["colour"] == "red"
+    assert same(draft2008.loads(convert(plist, source=None, target=Form.DRAFT)), obj)
