@@ -12,6 +12,7 @@ from struct import unpack_from
 from dmproto.records import huge_decode
 from dmserver.host import Host
 from dmserver.loop import Loop
+from dmserver.model.keyring import Keyring
 
 from .blockioctl import BlockIoctls
 from .caller import Caller
@@ -31,6 +32,7 @@ from .syscalls import AT_FDCWD, machine
 __all__ = ["Bridge"]
 
 DEV_RENAME, DEV_SUSPEND = 5, 6
+KEY_MAX = 32767  # bytes that add_key(2) takes
 #: libdevmapper's udev flags, the upper half of an event number (libdevmapper.h).
 DM_UDEV_DISABLE_LIBRARY_FALLBACK, DM_UDEV_PRIMARY_SOURCE_FLAG = 0x20, 0x40
 
@@ -93,6 +95,15 @@ class Bridge:
 
     def nothing(self, call: Call) -> int:
         return 0
+
+    def add_key(self, call: Call) -> Outcome:
+        """A logon key can be read by the kernel only, and by whoever sees it come."""
+        kind, description = os.fsdecode(call.string(0)), os.fsdecode(call.string(1))
+        if kind in ("logon", "user"):
+            keyring = self.host.mapper.shared.setdefault(Keyring, Keyring())
+            assert isinstance(keyring, Keyring)
+            keyring[kind, description] = call.caller.read(call.args[2], min(call.args[3], KEY_MAX))
+        return CONTINUE
 
     # -- what the handlers share ------------------------------------------------------------------------
 

@@ -53,6 +53,7 @@ SYSCALL_RULES: tuple[SyscallRule, ...] = (
     SyscallRule(1, "chmod fchmodat", "the node's mode", "changes"),
     SyscallRule(1, "utimensat", "0: times of nodes stand still", "changes"),
     SyscallRule(1, "execve execveat chroot", "carried out; what is known of the caller is void", "bridge", "forget"),
+    SyscallRule(4, "add_key", "carried out; keys of type logon and user are remembered for crypt tables", "bridge"),
     SyscallRule(6, "setpriority", "0, whether the caller may or not", "bridge", "nothing"),
     SyscallRule(6, "mlock", "0: nothing is locked", "bridge", "nothing"),
 )

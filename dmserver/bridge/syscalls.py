@@ -18,6 +18,7 @@ AT_FDCWD = -100
 #: name: (x86-64, aarch64)
 SYSCALLS: dict[str, tuple[int | None, int | None]] = {
     "access": (21, None),
+    "add_key": (248, 217),
     "chdir": (80, 49),
     "chmod": (90, None),
     "chown": (92, None),

@@ -1,8 +1,8 @@
 """crypt: a device whose sectors are encrypted (Linux `drivers/md/dm-crypt.c`).
 
 Arguments: CIPHER KEY IV_OFFSET DEVICE START [NUM OPTION...]. CIPHER is `aes-xts-plain64` and the like, or
-`capi:xts(aes)-plain64`; KEY is hexadecimal, `-` for none, or names a key of the kernel's keyring, which is not to be
-had here. Reads are decrypted when they come back, writes are encrypted into a buffer of their own.
+`capi:xts(aes)-plain64`; KEY is hexadecimal, `-` for none, or names a key of the kernel's keyring (see
+`model.keyring`). Reads are decrypted when they come back, writes are encrypted into a buffer of their own.
 
 The IV modes lmk, tcw and elephant are refused as on a kernel that lacks the hashes and ciphers they are made of.
 """
@@ -27,6 +27,7 @@ from ..model.dm_target import (
     parse_sector,
     parse_u32,
 )
+from ..model.keyring import Keyring
 from .skcipher import Skcipher, allocate
 
 __all__ = ["Crypt"]
@@ -78,6 +79,7 @@ class Crypt(Target):
         if len(argv) < 5:
             raise self.refuse("Not enough arguments")
         cipher, key, iv_offset, path, start = argv[:5]
+        self.key_reference = ""
         self.key_size = _key_size(key)
         if self.key_size < 0:
             raise self.refuse("Cannot parse key size")
@@ -199,19 +201,26 @@ class Crypt(Target):
     def _set_key(self, text: str) -> None:
         if not self.key_size and text != "-":
             raise TargetError(errno.EINVAL)
+        known: bytes | None = None
         if text.startswith(":"):
             kind, _, description = text.lstrip(":0123456789").partition(":")
-            known = kind in _KEY_TYPES and description and not re.search(r"\s", text)
-            raise TargetError(errno.ENOKEY if known else errno.EINVAL)
+            if kind not in _KEY_TYPES or not description or re.search(r"\s", text):
+                raise TargetError(errno.EINVAL)
+            known = self.shared(Keyring).get((kind, description))
+            if known is None:
+                raise TargetError(errno.ENOKEY)
+            if len(known) != self.key_size:
+                raise TargetError(errno.EINVAL)
         self.key_valid = False
         try:
-            key = bytes.fromhex(text[: 2 * self.key_size]) if self.key_size else b""
+            key = known if known is not None else bytes.fromhex(text[: 2 * self.key_size]) if self.key_size else b""
             part = len(key) // len(self.ciphers)
             for number, cipher in enumerate(self.ciphers):
                 cipher.set_key(key[number * part : (number + 1) * part])
         except ValueError:
             raise TargetError(errno.EINVAL) from None
         self.key = key
+        self.key_reference = text if known is not None else ""
         self.key_valid = True
 
     def message(self, argv: Sequence[str]) -> str | None:
@@ -227,6 +236,7 @@ class Crypt(Target):
                 return None
             if words[1] == "wipe" and len(argv) == 2:
                 self.key = bytes(self.key_size)
+                self.key_reference = ""
                 self.key_valid = False
                 return None
         self.log("unrecognised message received.")
@@ -296,7 +306,8 @@ class Crypt(Target):
             options.append(f"sector_size:{self.sector_size}")
         if self.iv_large_sectors:
             options.append("iv_large_sectors")
-        words = [self.cipher_string, self.key.hex() or "-", str(self.iv_offset), self.dev.number, str(self.start)]
+        key = self.key_reference or self.key.hex() or "-"
+        words = [self.cipher_string, key, str(self.iv_offset), self.dev.number, str(self.start)]
         return " ".join([*words, str(len(options)), *options] if options else words)
 
     def iterate_devices(self) -> Iterator[tuple[DmPdev, int, int]]:

@@ -36,6 +36,8 @@ MASKS: tuple[tuple[str, str, str], ...] = (
     (r"(?m)^'(/\S+)' (?!->)", r"\1 ", "stat %N: quotes of coreutils that busybox has not"),
     (r"LVM-\w{64}|\b\w{6}(?:-\w{4}){5}-\w{6}\b", "UUID", "uuids that lvm makes up"),
     (r"label-id: .*|uuid=.*", "ID", "identities that sfdisk makes up"),
+    (r"65534:65534", "0:0", "owner of what a client made: the user who ran it"),
+    (r"  WARNING: Running as a non-root user.*\n", "", "lvm's word about an ordinary user"),
     (r"Creation host, time .*", "TIME", "where and when"),
     (r"crypt (\S+) [0-9a-f]{64,128}", r"crypt \1 KEY", "volume keys that cryptsetup makes up"),
 )
