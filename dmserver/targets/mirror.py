@@ -1,19 +1,12 @@
-"""mirror: the same data on several devices (Linux `drivers/md/dm-raid1.c` and `dm-region-hash.c`).
+"""mirror: the same data on several devices (Linux `drivers/md/dm-raid1.c`).
 
 Arguments: LOG NUM LOG_ARGUMENT... LEGS (DEVICE START)... [NUM FEATURE...]; logs are those of `dirty_log`, features
 handle_errors and keep_log.
 
-Theory of operation. A mirror is cut into regions. A region is
-
-    CLEAN       in sync, no write under way
-    DIRTY       in sync, writes under way; the log knows before the first of them begins
-    RECOVERING  being copied from the default leg to the others; writes wait
-    NOSYNC      legs may differ: reads and writes use the default leg alone
-
-Only regions with something going on are kept (`_regions`); for the rest the log decides between CLEAN and NOSYNC.
-Writes are sent from the thread that brings them, recovery and failures are seen to by `_do_mirror` in a worker.
-A failed write degrades its region to NOSYNC. Without handle_errors it then counts as done; with it, it is held until
-a suspension: someone is expected to see the event and load a better table.
+Theory of operation. A mirror is cut into regions; `region_hash` tells what may be done to each, `dirty_log` which of
+them are in sync. Writes are sent from the thread that brings them; recovery and failures are seen to by `_do_mirror`
+in a worker. A failed write degrades its region to NOSYNC. Without handle_errors it then counts as done; with it, it is
+held until a suspension: someone is expected to see the event and load a better table.
 """
 
 from __future__ import annotations
@@ -22,7 +15,6 @@ import errno
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from enum import Enum, auto
 
 from ..model.dm_target import (
     Arguments,
@@ -39,29 +31,11 @@ from ..model.dm_target import (
     parse_u32,
 )
 from . import dirty_log
+from .region_hash import Region, RegionHash, State
 
 __all__ = ["Mirror"]
 
 MAX_LEGS = 9
-
-
-class State(Enum):
-    """`enum dm_rh_region_states`."""
-
-    CLEAN = auto()
-    DIRTY = auto()
-    NOSYNC = auto()
-    RECOVERING = auto()
-
-
-@dataclass(slots=True, eq=False)
-class Region:
-    """`pending`: writes under way; `delayed`: writes that wait for the recovery to end."""
-
-    key: int
-    state: State
-    pending: int = 0
-    delayed: list[Bio] = field(default_factory=list)
 
 
 @dataclass(slots=True, eq=False)
@@ -114,16 +88,14 @@ class Mirror(Target):
             raise self.refuse("Too many mirror arguments")
         self._lock = threading.RLock()
         self._kcopyd = Kcopyd()
-        self._regions: dict[int, Region] = {}
-        self._cleaned: set[Region] = set()
+        self._regions = RegionHash(self.region_log)
         self._recovered: list[tuple[Region, bool]] = []
         self._unlogged: list[Bio] = []
         self._failures: list[Bio] = []
         self._holds: list[Bio] = []
-        self._logging = self._scheduled = self._copying = self._dead = False
-        self._recovering: Region | None = None
+        self._logging = self._scheduled = self._dead = False
         self._recovery_allowed = self.suspending = False
-        self.region_logfailure = self.leg_failure = self.flush_failure = False
+        self.log_failure = self.leg_failure = False
         self.in_sync = self.region_log.sync_count == self.region_log.region_count
 
     def _create_log(self, args: Arguments) -> dirty_log.CoreLog:
@@ -205,7 +177,9 @@ class Mirror(Target):
             return error
         region, carried.region = carried.region, None
         if region is not None:
-            self._leave_region(region)
+            with self._lock:
+                self._regions.leave(region)
+            self._wake()
         return EndIo.REQUEUE if carried.requeue else error
 
     # -- reads ------------------------------------------------------------------------------------------
@@ -250,48 +224,16 @@ class Mirror(Target):
 
     # -- writes -----------------------------------------------------------------------------------------
 
-    def _region(self, key: int) -> Region:
-        region = self._regions.get(key)
-        if region is None:
-            region = Region(key, State.CLEAN if self.region_log.in_sync(key) else State.NOSYNC)
-            self._regions[key] = region
-        return region
-
     def _write(self, bio: Bio) -> None:
         """Count a write in, and send it once the log knows; unless its region is being copied."""
         with self._lock:
-            region = self._region(bio.per_bio.sector // self.region_log.region_size)
-            if region.state is State.RECOVERING:
-                region.delayed.append(bio)
+            region = self._regions.enter(bio.per_bio.sector // self.region_log.region_size, bio)
+            if region is None:
                 return
-            region.pending += 1
-            if region.state is State.CLEAN:
-                region.state = State.DIRTY
-                self._cleaned.discard(region)
-                self.region_log.mark_region(region.key)
             bio.per_bio.region = region
             bio.per_bio.nosync = region.state is State.NOSYNC
             self._unlogged.append(bio)
         self._flush_log()
-
-    def _leave_region(self, region: Region) -> None:
-        """A write ended (`dm_rh_dec`)."""
-        with self._lock:
-            region.pending -= 1
-            if region.pending:
-                return
-            if self.flush_failure:
-                region.state = State.NOSYNC
-            elif region.state is State.DIRTY:
-                region.state = State.CLEAN
-                self._cleaned.add(region)
-            elif region.state is State.NOSYNC:
-                self._forget(region)
-        self._wake()
-
-    def _forget(self, region: Region) -> None:
-        if self._regions.get(region.key) is region:
-            del self._regions[region.key]
 
     def _flush_log(self) -> None:
         """Bring the log to the disk, then send the writes that waited for that; one flush at a time."""
@@ -313,7 +255,7 @@ class Mirror(Target):
     def _logged(self, batch: list[Bio], error: int) -> None:
         with self._lock:
             self._logging = False
-            self.region_logfailure |= bool(error)
+            self.log_failure |= bool(error)
         for bio in batch:
             self._dispatch(bio)
         self._flush_log()
@@ -325,7 +267,7 @@ class Mirror(Target):
             else:
                 leg = self.default
                 self.submit(bio.op, leg.dev.bdev, leg.offset + bio.per_bio.sector, bio.data, bio.endio, fua=bio.fua)
-        elif self.region_logfailure and self.handle_errors:
+        elif self.log_failure and self.handle_errors:
             self._fail(bio)
         else:
             self._send(bio)
@@ -406,10 +348,10 @@ class Mirror(Target):
 
     def _do_failures(self, failures: list[Bio]) -> None:
         for bio in failures:
-            if not self.region_logfailure:
+            if not self.log_failure:
                 self.in_sync = False
                 self._mark_nosync(bio)
-            if self._valid_leg() is None or (self.keep_log and self.region_logfailure):
+            if self._valid_leg() is None or (self.keep_log and self.log_failure):
                 bio.endio(errno.EIO)
             elif self.handle_errors and not self.keep_log:
                 self._hold(bio)
@@ -420,14 +362,11 @@ class Mirror(Target):
         with self._lock:
             region = bio.per_bio.region
             if region is None:
-                self.flush_failure |= bio.op is Op.FLUSH
+                self._regions.flush_failure |= bio.op is Op.FLUSH
                 return
-            recovering = region.state is State.RECOVERING
-            region.state = State.NOSYNC
-            if not recovering:
-                self.region_log.set_region_sync(region.key, False)
-                return
-        self._complete_recovery(region, False)
+            recovered = self._regions.mark_nosync(region)
+        if recovered:
+            self._complete_recovery(region, False)
 
     def _hold(self, bio: Bio) -> None:
         """Keep a failed write until a suspension, which gives it back."""
@@ -458,10 +397,7 @@ class Mirror(Target):
 
     def _update_states(self) -> None:
         with self._lock:
-            for region in self._cleaned:
-                self.region_log.clear_region(region.key)
-                self._forget(region)
-            self._cleaned.clear()
+            self._regions.clean()
             recovered, self._recovered = self._recovered, []
         for region, success in recovered:
             if success:
@@ -472,16 +408,9 @@ class Mirror(Target):
 
     def _do_recovery(self) -> None:
         with self._lock:
-            if self._recovering is None and self._recovery_allowed:
-                key = self.region_log.get_resync_work()
-                if key is not None:
-                    self._recovering = self._region(key)
-                    self._recovering.state = State.RECOVERING
-                    self._cleaned.discard(self._recovering)
-                    self.hold()
-            region = self._recovering
-            start = region is not None and not region.pending and not self._copying
-            self._copying |= start
+            if self._recovery_allowed and self._regions.prepare_recovery():
+                self.hold()
+            region = self._regions.start_recovery()
             complete = not self.in_sync and self.region_log.sync_count == self.region_log.region_count
             self.in_sync |= complete
             if complete:
@@ -490,7 +419,7 @@ class Mirror(Target):
                 self.leg_failure = False
         if complete:
             self.event()
-        if start and region is not None:
+        if region is not None:
             self._recover(region)
 
     def _recover(self, region: Region) -> None:
@@ -520,11 +449,7 @@ class Mirror(Target):
     def _complete_recovery(self, region: Region, success: bool) -> None:
         """Its writes go on (`complete_resync_work`)."""
         with self._lock:
-            self.region_log.set_region_sync(region.key, success)
-            self._forget(region)
-            self._recovering = None
-            self._copying = False
-            delayed = region.delayed
+            delayed = self._regions.end_recovery(region, success)
         for bio in delayed:
             self._write(bio)
         self.release()
