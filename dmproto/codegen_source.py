@@ -17,7 +17,21 @@ __all__ = ["write_source"]
 
 #: Names that the generated code uses itself.
 _TAKEN = {
-    *("append", "base", "count", "data", "end", "entries", "first", "following", "index", "last", "next", "obj"),
+    *(
+        "aligned",
+        "append",
+        "base",
+        "count",
+        "data",
+        "end",
+        "entries",
+        "first",
+        "following",
+        "index",
+        "last",
+        "next",
+        "obj",
+    ),
     *("offset", "pack", "parts", "size", "start", "stop", "tail"),
 }
 
@@ -134,7 +148,7 @@ class _Plan:
             return taken
         if isinstance(sub, IfThenElse) and isinstance(sub.thensubcon, Text):
             self.optional, self.condition = name, sub.condfunc
-            return bool(self.text)
+            return bool(self.after.format)
         if isinstance(sub, Array) and isinstance(sub.subcon, FormatField) and not isinstance(sub.count, int):
             self.counted, self.count, self.number = name, sub.count, sub.subcon.fmtstr[1:]
             return not self.text
@@ -214,6 +228,11 @@ class _Writer:
     def refuse(self, depth: int, condition: str) -> None:
         self.emit(depth, f"if {condition}:", f"    raise refusal(schema, data, offset, end, {self.where})")
 
+    def refuse_otherwise(self, depth: int) -> None:
+        """The end of a `try` around reading: bytes.index found no NUL, or the data ended inside the head."""
+        self.emit(depth, "except (ValueError, struct_error):")
+        self.emit(depth + 1, f"raise refusal(schema, data, offset, end, {self.where}) from None")
+
     def object_to(self, depth: int, *conditions: str) -> None:
         if conditions:
             self.emit(
@@ -230,18 +249,20 @@ class _Writer:
             self.emit(depth, f"start = {stop}")
             stop = "start"
         if plan.head.format:
-            self.refuse(depth, f"{stop} > end")
+            if not plan.text:  # else the search for its NUL says that the head ends behind the data
+                self.refuse(depth, f"{stop} > end")
             self.listing(depth, "(", plan.head.targets, ") = unpack_head(data, offset)")
         if plan.text:
             self._read_text(depth, plan.text, stop)
             stop = f"{_variable(plan.text)}_end + 1"
         if plan.after.format:
-            self.emit(depth, f"stop = ({_variable(plan.text)}_end + {plan.modulus}) & -{plan.modulus}")
-            self.refuse(depth, f"stop + {plan.after.size} > end")
-            self.listing(depth, "(", plan.after.targets, ") = unpack_after(data, stop)")
-            stop = f"stop + {plan.after.size}"
+            self.emit(depth, f"aligned = ({_variable(plan.text)}_end + {plan.modulus}) & -{plan.modulus}")
+            self.emit(depth, f"stop = aligned + {plan.after.size}")
+            self.refuse(depth, "stop > end")
+            self.listing(depth, "(", plan.after.targets, ") = unpack_after(data, aligned)")
+            stop = "stop"
         if plan.optional:
-            self.emit(depth, f"stop = {stop}", f"{_variable(plan.optional)} = None")
+            self.emit(depth, f"{_variable(plan.optional)} = None")
             self.emit(depth, f"if {_expression(plan.condition, _variable)}:")
             self._read_text(depth + 1, plan.optional, "stop")
             self.emit(depth + 1, f"stop = {_variable(plan.optional)}_end + 1")
@@ -257,8 +278,7 @@ class _Writer:
 
     def _read_text(self, depth: int, name: str, start: str) -> None:
         variable = _variable(name)
-        self.emit(depth, f"{variable}_end = data.find(0, {start}, end)")
-        self.refuse(depth, f"{variable}_end < 0")
+        self.emit(depth, f"{variable}_end = data.index(0, {start}, end)")
         self.emit(depth, f'{variable} = data[{start} : {variable}_end].decode("utf-8", "surrogateescape")')
 
     def prepare(self, depth: int) -> None:
@@ -308,7 +328,12 @@ class _StructWriter(_Writer):
             self.emit(1, "def parse(self, data, offset=0, end=None, **context):")
             self.emit(2, "return self.walk(data, offset, len(data) if end is None else end)[0]", "")
             self.emit(1, "def walk(self, data, offset, end):")
-            stop = self.read(2)
+            if plan.text:
+                self.emit(2, "try:")
+                stop = self.read(3)
+                self.refuse_otherwise(2)
+            else:
+                stop = self.read(2)
             self.listing(2, "return {", plan.result, f"}}, {stop}")
             self.emit(0, "")
         self.emit(1, "parse_at = parse", "", "def build(self, obj, **context):")
@@ -357,18 +382,22 @@ class _ChainWriter(_Writer):
         if chain.counted:
             empty = "count < 1 or offset == end" if chain.partial else "count < 1"
             self.emit(2, f"if {empty}:", "    return entries, offset")
-        self.emit(2, "while True:")
-        stop = self.read(3)
-        self.listing(3, "append({", self.plan.result, "})")
-        ends = ["len(entries) == count"] if chain.counted else ["not next_"]
+        self.emit(2, "try:", "    while True:")
+        stop = self.read(4)
+        self.listing(4, "append({", self.plan.result, "})")
+        if chain.counted:
+            self.emit(4, "count -= 1")
+        ends = ["not count" if chain.counted else "not next_"]
         if chain.partial:
             ends.append(f"{stop} == end")
-        self.emit(3, f"if {' or '.join(ends)}:", f"    return entries, {stop}")
+        self.emit(4, f"if {' or '.join(ends)}:", f"    return entries, {stop}")
         base = "first" if chain.from_first else "offset"
-        self.emit(3, f"following = {base} + next_", "if not start <= following < end:")
+        self.emit(4, f"following = {base} + next_", "if not start <= following < end:")
         where = 'f"(parsing)[{len(entries) - 1}]"'
-        self.emit(4, f"raise bad_next(next_, {base}, start, end, {where}, offset + {chain.next_at})")
-        self.emit(3, "offset = following", "")
+        self.emit(5, f"raise bad_next(next_, {base}, start, end, {where}, offset + {chain.next_at})")
+        self.emit(4, "offset = following")
+        self.refuse_otherwise(2)
+        self.emit(0, "")
 
     def _build(self) -> None:
         chain, plan = self.chain, self.plan

@@ -212,6 +212,7 @@ def test_sizeof_is_the_schemas() -> None:
         Struct("a" / Text(), "b" / Text()),
         Struct(Align(8)),
         Struct("n" / Int8ul, "x" / If(this.n, Int8ul)),
+        Struct("n" / Int8ul, "a" / Text(), "x" / If(this.n, Text())),
         Struct("count" / Rebuild(Int32ul, len_(this.x)), "x" / Array(this.count, Int64ul), "y" / Int8ul),
     ],
     ids=str,
