@@ -114,6 +114,11 @@ def _show_table(reply: dict[str, Any], arguments: Sequence[str]) -> Iterator[str
         yield f"{entry['start']:10d} {entry['length']:10d} {entry['type']}"
 
 
+def _show_status(reply: dict[str, Any], arguments: Sequence[str]) -> Iterator[str]:
+    for entry in reply.get("cmd_data", ()):
+        yield f"{entry['start']:d} {entry['length']:d} {entry['type']} {entry.get('params', '')}".rstrip()
+
+
 def _show_event(reply: dict[str, Any], arguments: Sequence[str]) -> Iterator[str]:
     yield f"Device event number: \t{reply.get('event_nr', 0):d}"
 
@@ -167,6 +172,7 @@ _ORIGINAL = (
 )
 
 _EXTRA = (
+    _Command("targetstatus", "NAME", "print what the live targets say", verb="status", show=_show_status),
     _Command("clear", "NAME", "drop the table that waits"),
     _Command("remove_all", "", "remove all devices that are not open"),
     _Command("mknodes", "NAME", "print what there is to know of a device", show=_show_info),
@@ -222,7 +228,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--socket", metavar="PATH", help="the server's socket (default: $DM_SOCKET)")
     parser.add_argument("--json", action="store_true", help="print the reply as JSON on one line")
-    parser.add_argument("command", metavar="COMMAND", help="what to do")
+    parser.add_argument("command", metavar="COMMAND", nargs="?", help="what to do")
     parser.add_argument("arguments", metavar="ARGUMENT", nargs="*", help="mostly the name of a device")
     return parser
 
@@ -249,6 +255,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The `dmctl` program; returns the exit status."""
     parser = _parser()
     options = parser.parse_intermixed_args(argv)
+    if options.command is None:
+        parser.print_help(sys.stderr)
+        return 1
     if options.command == "completion" and len(options.arguments) == 1:
         return _print_completion(options.arguments[0])
     command = COMMANDS.get(options.command)

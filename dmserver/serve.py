@@ -125,6 +125,9 @@ def inherited() -> socket.socket | None:
         os.environ.pop(name, None)
     os.set_inheritable(_FIRST_FD, False)
     listener = socket.socket(fileno=_FIRST_FD)
+    if listener.family != socket.AF_UNIX:
+        listener.close()
+        raise ValueError("LISTEN_FDS: expected a Unix socket: only there is a peer known")
     listener.setblocking(False)
     return listener
 

@@ -96,6 +96,7 @@ def test_the_life_of_a_device(
         (["ls"], ""),
         (["deps", "w"], ""),
         (["pdevs"], ""),
+        (["targetstatus", "w"], ""),
         (["mknodes", "w"], ""),
         (["target-version", "linear"], ""),
         (["reload", "w"], "0 1 zero\n"),
@@ -108,6 +109,7 @@ def test_the_life_of_a_device(
         "Device name: w, device minor: 0 \n"
         "Device w dependencies \nmajor: 1 minor: 0\n"
         "     1:0      1         2048 /dev/ram0\n"
+        "0 8 linear\n8 8 zero\n"
         "Printing Device info for:\nDevice name: \t\tw\nDevice uuid: \t\t\nDevice minor: \t\t0\n"
         "Device target number: \t2\nDevice flags: \t\t32\n"
         "Target name: linear\nTarget version 1.4.0\n\n",
@@ -132,6 +134,7 @@ def test_json_is_the_reply_on_one_line(server: Served, capsys: pytest.CaptureFix
         (["waitevent"], "", "Insufficient number of arguments for command: waitevent"),
         (["waitevent", "v", "1", "2"], "", "Insufficient number of arguments for command: waitevent"),
         (["frobnicate"], "", "dmctl: unknown command: frobnicate"),
+        ([], "", "usage: dmctl"),
         (["--socket", "/nowhere/s", "ls"], "", "/nowhere/s"),
     ],
 )
