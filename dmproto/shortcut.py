@@ -56,14 +56,14 @@ def _line(key: Key, tabs: bytes) -> bytes:
     return b"%b<key>%b</key>\n%b%b\n" % (tabs, key.name.encode(), tabs, value)
 
 
-def _pattern(key: Key, tabs: bytes, *, least: int = 0) -> bytes:
-    """What matches the text of a key and captures its value. A number must be canonical, and above 0 if `least`."""
+def _pattern(key: Key, tabs: bytes, *, telling: bool = False) -> bytes:
+    """What matches the text of a key and captures its value; a `telling` one is neither 0 nor empty."""
     if isinstance(key.subcon, Number):
-        zero = b"" if least else b"0|"
+        zero = b"" if telling else b"0|"
         digits = b"-?[1-9][0-9]{0,9}" if key.subcon.signed else b"[1-9a-f][0-9a-f]{0,%d}" % (key.subcon.bits // 4 - 1)
         value = b"<integer>%b(%b%b)</integer>" % (b"" if key.subcon.signed else b"0x", zero, digits)
     else:
-        value = b"<string>([^<>&]+)</string>" if least else b"<string(?:/>|>([^<>&]+)</string>)"
+        value = b"<string>([^<>&]+)</string>" if telling else b"<string(?:/>|>([^<>&]+)</string>)"
     return b"%b<key>%b</key>\n%b%b\n" % (tabs, key.name.encode(), tabs, value)
 
 
@@ -80,12 +80,11 @@ class _Records:
         self.template = b"\t\t<dict>\n%b\t\t</dict>\n" % b"".join(_line(key, tabs) for key in keys)
         pattern = b"\t\t<dict>\n"
         for key in keys:
-            counts = isinstance(key.subcon, Number)
             if key.name not in optional:
                 pattern += _pattern(key, tabs)
-            elif counts:
-                pattern += b"(?:%b)?" % _pattern(key, tabs, least=1)
-            else:
+            elif isinstance(key.subcon, Number):
+                pattern += b"(?:%b)?" % _pattern(key, tabs, telling=True)
+            else:  # an empty string tells something, so whether the key is there is captured too
                 pattern += b"(%b)?" % _pattern(key, tabs)
         pattern += b"\t\t</dict>\n"
         self.find = re.compile(pattern).findall
@@ -116,7 +115,7 @@ def _rest(written: frozenset[str]) -> Callable[..., re.Match[bytes] | None]:
     lines = []
     for key in _sorted(HEADER, ("command", "version")):
         always = key.name in written or key.name == "flags"
-        line = _pattern(key, b"\t", least=not always and key.name != "minor")
+        line = _pattern(key, b"\t", telling=not always and key.name != "minor")
         lines.append(line if always else b"(?:%b)?" % line)
     number = b"\t\t<integer>0x(?:0|[1-9a-f][0-9a-f]{0,7})</integer>\n"
     lines += [_VERSION % (b"(%b)" % (number * 3)), re.escape(_CLOSE)]
@@ -140,7 +139,7 @@ _WAYS = {
 }
 _COMMANDS = {word: _LINES["command"] % b"<string>%b</string>" % word.encode() for word in BY_VERB}
 
-_HEADER = struct.Struct("<10IQ128s129s")
+_HEADER = struct.Struct("<10IQ128s129s")  # struct dm_ioctl, open_count unsigned as the dictionary has it
 _SPEC = _format(linux.dm_target_spec)
 _NAME = _format(linux.dm_name_list)
 _PAIR = struct.Struct("<II")

@@ -1,3 +1,4 @@
+import tracemalloc
 from dataclasses import replace
 
 import pytest
@@ -11,7 +12,7 @@ from dmproto.commands import BY_NAME
 from dmproto.errors import BadMessage
 from dmproto.records import DeviceEntry, Header, Message, TargetSpec
 from dmproto.strategies import buffers, plists
-from dmproto.translate import from_binary, to_binary
+from dmproto.translate import Form, convert, from_binary, to_binary
 
 
 def said(data, command, reply):
@@ -103,3 +104,15 @@ def test_these_take_the_short_way(name, reply, payload, version):
     text = shortcut.say(buffer, BY_NAME[name], reply=reply)
     assert text == said(buffer, BY_NAME[name], reply)
     assert shortcut.hear(text, reply=reply) == buffer == heard(text, reply)
+
+
+def test_a_long_list_takes_little_memory():
+    entries = [DeviceEntry(name=f"vg-lv{n:05}", dev=(253, n), event_nr=n % 3) for n in range(20_000)]
+    buffer = linux.build(Message(command=BY_NAME["LIST_DEVICES"], reply=True, header=HEADER, payload=entries))
+    tracemalloc.start()
+    try:
+        text = convert(buffer, source=Form.BINARY, target=Form.PLIST, command="names", reply=True)
+        assert convert(text, source=Form.PLIST, target=Form.BINARY, reply=True) == buffer
+        assert tracemalloc.get_traced_memory()[1] < 4 * len(text)
+    finally:
+        tracemalloc.stop()
