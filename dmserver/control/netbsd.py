@@ -25,6 +25,7 @@ from ..model.dm_table import DmTable
 from ..model.dm_target import StatusType, Target, TargetError, split_args
 from ..model.mapper import Mapper
 from ..targets.registry import TargetRegistry
+from . import linux_uevent
 from .netbsd_call import Call, Dictionary, Refusal, text, unsigned
 from .netbsd_resolver import NetbsdResolver
 from .netbsd_targets import NETBSD_TARGETS, split_params
@@ -165,6 +166,7 @@ class NetbsdControl:
             device.has_disk = not self.mended
             if call.flags & _READONLY:
                 self._change_flags(device, add=_READONLY)
+            self._tell(device)
         call.add_flag(_EXISTS)
         call.remove_flag(_INACTIVE_PRESENT)
         if taken:
@@ -194,6 +196,7 @@ class NetbsdControl:
         if device.openers:
             raise Refusal(errno.EBUSY, f"device {device.name!r} is open")
         self.mapper.remove(device)
+        self._tell(device)
 
     def _rename(self, call: Call) -> None:
         data = call.request.get("cmd_data")
@@ -204,8 +207,9 @@ class NetbsdControl:
             raise Refusal(
                 errno.EINVAL, f"cmd_data[0]: expected at most {DM_NAME_LEN - 1} bytes, got {len(to_bytes(new))}"
             )
-        device = self._find(call.minor, call.name, call.uuid if self.mended else None)
-        device = device or self._find(0, call.uuid, None)
+        device = self._find(call.minor, call.name, None) or self._find(0, call.uuid, None)
+        if device is None and self.mended:
+            device = self._lookup(call)
         if device is None:
             raise self._missing(call)
         holder = self.mapper.by_name(new)
@@ -219,6 +223,14 @@ class NetbsdControl:
             return
         self.mapper.rename(device, new)
         self.mapper.devices[device.minor] = self.mapper.devices.pop(device.minor)
+        self._tell(device, _changed)
+
+    def _tell(self, device: DmDev, uevent: Callable[[DmDev], None] | None = None) -> None:
+        """Mended: let Linux's clients know, as that kernel would: the global event number, and a uevent."""
+        if self.mended:
+            self.mapper.events.bump()
+            if uevent is not None and device.has_disk:
+                uevent(device)
 
     def _lose(self, device: DmDev) -> None:
         """Out of the list, though nothing of it is given back."""
@@ -242,9 +254,10 @@ class NetbsdControl:
 
     def _resume(self, call: Call) -> Cancel | None:
         device = self._lookup(call)
+        switches = bool(self.device_flags(device) & _INACTIVE_PRESENT)
 
         def resumed() -> None:
-            if self.device_flags(device) & _INACTIVE_PRESENT:
+            if switches:
                 _destroy(device.swap())
             else:
                 _destroy(device.inactive)
@@ -255,10 +268,11 @@ class NetbsdControl:
                     device.resume()
             except TargetError as failure:
                 raise Refusal(failure.errno, f"{device.name!r} does not resume: {failure}") from failure
+            self._tell(device, _changed)
             call.add_flag(_EXISTS)
             call.set(open_count=0, minor=device.minor)
 
-        if device.suspended or device.inactive is None:
+        if device.suspended or not switches:
             resumed()
             return None
         return self._quiesce(call, device, resumed)
@@ -354,7 +368,9 @@ class NetbsdControl:
                 device.inactive = None
             raise
         self._load(device, table)
-        device.has_disk = True
+        if not device.has_disk:
+            device.has_disk = True
+            linux_uevent.added(device)
         self._change_flags(device, add=_INACTIVE_PRESENT)
         call.add_flag(_INACTIVE_PRESENT)
 
@@ -407,6 +423,10 @@ def _check_version(call: Call) -> None:
         ours = ".".join(map(str, VERSION))
         raise Refusal(errno.EIO, f"version: expected an array of numbers, 4.0.0 to {ours}, got {describe(version)}")
     told[:3] = _OURS
+
+
+def _changed(device: DmDev) -> None:
+    linux_uevent.changed(device, cookie=0)
 
 
 def _cut(value: str | None, limit: int) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 from collections import Counter
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -174,6 +175,23 @@ def test_minor_0_is_a_minor_when_nothing_else_tells_a_device(mended: Host) -> No
     assert ask(mended, "deps", minor=0, name="b")["minor"] == 1
     assert ask(mended, "deps", minor="0")["errno"] == errno.ENOENT
     assert ask(mended, "deps", minor=0, name="nosuch")["errno"] == errno.ENOENT
+
+
+def test_linux_clients_are_told_of_changes(mended: Host) -> None:
+    actions: list[str] = []
+    mended.mapper.events.on_uevent(lambda event: actions.append(f"{event.action} {event.devpath.split('/')[-1]}"))
+    numbers = [mended.mapper.events.global_nr]
+    for command, keys in [
+        ("create", {}),
+        ("reload", {"cmd_data": [target("zero")]}),
+        ("resume", {}),
+        ("rename", {"cmd_data": ["b"]}),
+        ("remove", {"name": "b"}),
+    ]:
+        assert "errno" not in ask(mended, command, **{"name": "a", **keys})
+        numbers.append(mended.mapper.events.global_nr)
+    assert [after > before for before, after in pairwise(numbers)] == [True, False, True, True, True]
+    assert actions == ["add 253:0", "add dm-0", "change dm-0", "change dm-0", "remove 253:0", "remove dm-0"]
 
 
 def test_target_types_that_netbsd_lacks_may_be_used(mended: Host) -> None:
