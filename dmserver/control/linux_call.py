@@ -183,7 +183,8 @@ class Call:
     def result_room(self) -> int:
         """Point data_start at the reply's data; returns how many bytes there are for it."""
         self.data_start = min(HEADER_SIZE, self.size)
-        return self.size - self.data_start
+        room: int = self.size - self.data_start
+        return room
 
     def text_from(self, start: int) -> bytes | None:
         """The NUL-terminated string at `start`; None when it does not end before data_size."""
