@@ -15,6 +15,7 @@ from typing import Any, Literal, ParamSpec, get_args
 
 from dmproto.commands import BY_VERB, COMMANDS, CommandFlag
 from dmproto.objects import describe
+from dmproto.parameters import redact
 from dmproto.proplib import Unsigned
 
 from .control.linux import LinuxControl
@@ -122,6 +123,8 @@ class Host:
             return None
         if verb not in _QUERY_VERBS:
             done = self._count(done)
+        if not session.privileged:
+            done = _without_secrets(done)
         if self.personality == "netbsd" or (self.personality == "auto" and verb not in _LINUX_VERBS):
             return self.netbsd.dictionary(session, request, done)
         if not session.privileged and verb not in _ANYONES_VERBS:
@@ -164,3 +167,16 @@ class Host:
     def close(self) -> None:
         """Stop the worker threads. Devices are forgotten, as at a reboot."""
         self._work.close()
+
+
+def _without_secrets(done: Callable[[dict[str, Any]], None]) -> Callable[[dict[str, Any]], None]:
+    """NetBSD shows anyone a table, and has no targets with keys in it; those of Linux are blotted out."""
+
+    def redacted(reply: dict[str, Any]) -> None:
+        entries = reply.get("cmd_data")
+        for entry in entries if isinstance(entries, list) else ():
+            if isinstance(entry, dict) and isinstance(entry.get("params"), str):
+                entry["params"] = redact(str(entry.get("type")), entry["params"])
+        done(reply)
+
+    return redacted

@@ -122,6 +122,22 @@ def test_without_privilege_only_what_netbsd_lets_anyone_do(hosts: Hosts, persona
         assert ask(host, command, privileged=False, name="a")["errno"] == errno.EPERM, command
 
 
+@pytest.mark.parametrize("personality", ["auto", "linux"])
+def test_keys_are_not_shown_to_anyone(hosts: Hosts, personality: Personality) -> None:
+    pytest.importorskip("cryptography", reason="the extra `crypt` is not installed")
+    host = hosts(personality)
+    host.add_pdev("/dev/r=ram:1M")
+    ask(host, "create", name="a")
+    key = "00112233445566778899aabbccddeeff"
+    crypt = {"start": 0, "length": 8, "type": "crypt", "params": f"aes-cbc-plain {key} 0 /dev/r 0"}
+    assert "errno" not in ask(host, "reload", name="a", cmd_data=[crypt])
+    asked = {"name": "a", "flags": 0x1010}
+    assert key in ask(host, "table", **asked)["cmd_data"][0]["params"]
+    shown = ask(host, "table", privileged=False, **asked)["cmd_data"][0]["params"]
+    assert shown.startswith("aes-cbc-plain ")
+    assert key not in shown
+
+
 def test_a_long_list_fits_however_long(hosts: Hosts) -> None:
     host = hosts("linux")
     names = [f"device-{number:04}" for number in range(1000)]
