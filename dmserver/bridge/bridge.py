@@ -44,7 +44,7 @@ class Bridge:
         """`door` is what control nodes lead to, if not the host itself."""
         self.loop = loop
         self.host = host
-        self.devices = Devices(host.mapper)
+        self.devices = Devices(host.mapper, host.registry)
         self.space = Namespace(self.devices, self._private)
         self._root = tempfile.mkdtemp(prefix="dm")
         self.paths = Paths(self.space, os.fsencode(self._root) + b"/shadow")

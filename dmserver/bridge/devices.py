@@ -9,6 +9,7 @@ from dmserver.io.blockdev import BlockDevice
 from dmserver.io.disk import Disk
 from dmserver.model.dm_dev import DmDev
 from dmserver.model.mapper import Mapper
+from dmserver.targets.registry import TargetRegistry
 
 from .sysfs import slaves_of
 
@@ -16,11 +17,15 @@ __all__ = ["Devices"]
 
 
 class Devices:
-    """A view of one mapper. `library_made`: minors whose /dev/mapper node libdevmapper makes itself, as the flags in
-    the event number of its last resume or rename said; udev's part is ours for the others."""
+    """A view of one mapper and its target types.
 
-    def __init__(self, mapper: Mapper) -> None:
+    `library_made`: minors whose /dev/mapper node libdevmapper makes itself, as the flags in the event number of its last
+    resume or rename said; udev's part is ours for the others.
+    """
+
+    def __init__(self, mapper: Mapper, registry: TargetRegistry) -> None:
         self.mapper = mapper
+        self.registry = registry
         self.library_made: set[int] = set()
 
     @property

@@ -251,6 +251,12 @@ def _bdi_dir(space: Namespace, name: bytes) -> Node | None:
     return bdi_directory(device) if device else None
 
 
+def _module(space: Namespace, name: bytes) -> Dir | None:
+    """LVM looks here before it runs modprobe, and wants the type in LIST_VERSIONS afterwards."""
+    module = os.fsdecode(name).replace("_", "-")
+    return Dir(dict) if module.startswith("dm-") and space.devices.registry.modprobe(module) else None
+
+
 # -- /proc --------------------------------------------------------------------------------------------------
 
 
@@ -311,6 +317,7 @@ PATHS: tuple[PathRule, ...] = (
     PathRule(5, "/dev", "the kernel's directory with all virtual nodes in it", _dev),
     PathRule(5, "/run/lock/lvm", "a private directory", _private),
     PathRule(5, "/run/lvm", "a private directory", _private),
+    PathRule(7, "/sys/module/*", "directory of a target type's module, which is loaded by the look", _module),
     PathRule(8, "/sys/block", "the kernel's directory, mapped devices ours", _links("../devices/virtual/block/")),
     PathRule(8, "/sys/block/*", "link to the device's directory", _name("../devices/virtual/block/")),
     PathRule(8, "/sys/class/block", "likewise", _links("../../devices/virtual/block/")),
