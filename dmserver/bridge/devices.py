@@ -19,8 +19,8 @@ __all__ = ["Devices"]
 class Devices:
     """A view of one mapper and its target types.
 
-    `library_made`: minors whose /dev/mapper node libdevmapper makes itself, as the flags in the event number of its last
-    resume or rename said; udev's part is ours for the others.
+    `library_made`: minors whose /dev/mapper node libdevmapper makes itself, as the flags in the event number of its
+    last resume or rename said; udev's part is ours for the others.
     """
 
     def __init__(self, mapper: Mapper, registry: TargetRegistry) -> None:
