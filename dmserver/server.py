@@ -174,7 +174,19 @@ class _Connection:
 
     def _go_on(self) -> None:
         """Handle what has arrived and send what has come of it."""
-        while self.parked is None and not self.closing and self.queued < HIGH_WATER:
+        more = True
+        while more:
+            more = self._handle_messages()
+            if self.fd < 0 or not self._send():
+                return
+            more = more and self.queued < HIGH_WATER
+        self._wait()
+
+    def _handle_messages(self) -> bool:
+        """Handle the messages that are there; True when there may be more that must wait for the peer to read."""
+        while self.parked is None and not self.closing:
+            if self.queued >= HIGH_WATER:
+                return True
             event = self.stream.next_event()
             if event is NEED_DATA:
                 break
@@ -183,11 +195,10 @@ class _Connection:
             except Exception:
                 _log.exception("fd=%d: a request failed in an unforeseen way", self.fd)
                 self._close()
-                return
+                break
             if self.queued >= _READ and not self._send():
-                return
-        if self._send():
-            self._wait()
+                break
+        return False
 
     def _send(self) -> bool:
         """Write what there is; False when the peer is gone."""

@@ -156,6 +156,16 @@ def test_a_peer_that_does_not_read_is_not_read_from(server: Served) -> None:
         assert len(first["cmd_data"]) == 200  # type: ignore[arg-type]
 
 
+def test_requests_that_waited_for_the_peer_to_read_are_answered(server: Served) -> None:
+    """Replies far beyond what may wait, to requests that came in one read."""
+    with Client(server.path) as client:
+        for number in range(100):
+            client.create(f"a-rather-long-name-of-a-device-{number}")
+    reply = server.exchange(jsoned("names") * 600)
+    assert len(reply) > 2 * HIGH_WATER
+    assert reply.count(b"\n") == 600
+
+
 def _send_until_full(connection: socket.socket, data: bytes) -> int:
     sent = 0
     while sent < 64 * HIGH_WATER:
