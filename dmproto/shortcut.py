@@ -21,7 +21,8 @@ from construct import Array, FormatField, Renamed, Struct
 
 from . import linux, netbsd
 from .commands import BY_VERB, Command, CommandFlag, Payload
-from .linux import DATA_OFFSET, EVENT_NR_SINCE, HEADER_SIZE, REQUEST_SIZE
+from .extension import EXTENSION, EXTENSION_KEY
+from .linux import DATA_OFFSET, EVENT_NR_SINCE, HEADER_SIZE, MAX_DATA_SIZE, REQUEST_SIZE
 from .netbsd import DM_MAJOR, HEADER, WRITTEN, verb
 from .objects import Dictionary, Key, Number
 from .proplib import dumps
@@ -122,6 +123,13 @@ def _rest(written: frozenset[str]) -> Callable[..., re.Match[bytes] | None]:
     return re.compile(b"".join(lines)).fullmatch
 
 
+_DATA_SIZE, _SIZE = (_line(EXTENSION.by_name[name], b"\t\t") for name in ("data_size", "size"))
+_EXTENSION = b"\t<key>%b</key>\n\t<dict>\n%%b\t</dict>\n" % EXTENSION_KEY.encode()
+_SIZES = re.compile(
+    _EXTENSION
+    % b"".join(b"(?:%b)?" % _pattern(EXTENSION.by_name[name], b"\t\t", telling=True) for name in ("data_size", "size"))
+).match
+
 _NOTHING: frozenset[str] = frozenset()
 _RESTS = {written: _rest(written) for written in (_NOTHING, *WRITTEN.values())}
 _WORD = re.compile(re.escape(_LINES["command"]).replace(b"%b", b"<string>([a-z_-]+)</string>")).match
@@ -143,49 +151,65 @@ _HEADER = struct.Struct("<10IQ128s129s")  # struct dm_ioctl, open_count unsigned
 _SPEC = _format(linux.dm_target_spec)
 _NAME = _format(linux.dm_name_list)
 _PAIR = struct.Struct("<II")
-_ZEROS = bytes(REQUEST_SIZE)
 _NO_DATA = bytes(REQUEST_SIZE - DATA_OFFSET)
 _markup = re.compile(rb"[&<>\0]").search
 
 
-def say(data: bytes, command: Command, *, reply: bool) -> bytes | None:
-    """The property list of a canonical buffer, or None."""
+def say(data: bytes, command: Command, *, reply: bool, strict: bool = False) -> bytes | None:
+    """The property list of an ordinary buffer, or None. When not `strict` its size may be any, and is told."""
     if len(data) < DATA_OFFSET or (reply and CommandFlag.HEADER_ONLY in command.flags):
         return None
     fields = _HEADER.unpack_from(data)
     size, start, count, padding, dev = fields[3], fields[4], fields[5], fields[9], fields[10]
-    if size != len(data) or start != HEADER_SIZE or padding or dev >> 32 or (dev and dev >> 8 & 0xFFF != DM_MAJOR):
+    if not DATA_OFFSET <= size <= len(data) or start != HEADER_SIZE or padding:
+        return None
+    if dev and (dev >> 32 or dev >> 8 & 0xFFF != DM_MAJOR):
         return None
     kind = command.gives if reply else command.takes
-    if reply and size == DATA_OFFSET:
-        body = b""
-    elif kind is Payload.NONE:
-        if reply or size != REQUEST_SIZE or not data.endswith(_NO_DATA):
-            return None
-        body = _EMPTY
+    if kind is Payload.NONE or (reply and size == DATA_OFFSET):
+        body, last = b"" if reply else _EMPTY, DATA_OFFSET
     else:
-        records = None
+        said = None
         if data[DATA_OFFSET:HEADER_SIZE] != bytes(7):
             return None
         if kind is Payload.TARGET_SPECS:
-            records, count = _say_targets(data, count, reply), 0
+            said, count = _say_targets(data, size, count, reply), 0
         elif kind is Payload.NAME_LIST:
-            records = _say_devices(data, events=fields[:2] >= EVENT_NR_SINCE)
-        if records is None:
+            said = _say_devices(data, size, events=fields[:2] >= EVENT_NR_SINCE)
+        if said is None:
             return None
-        body = b"%b%b%b" % (_ARRAY, records, _ARRAY_END)
-    return _say_rest(body, fields, count, command, WRITTEN.get(command.name, _NOTHING) if reply else _NOTHING)
+        body, last = b"%b%b%b" % (_ARRAY, said[0], _ARRAY_END), said[1]
+    rest = len(data) - last
+    if not data.endswith(_NO_DATA if rest == len(_NO_DATA) else bytes(rest)):
+        return None
+    sizes = b""
+    if not size == len(data) == _canonical(last, reply):
+        sizes = _say_sizes(size, len(data), _canonical(last, reply))
+        if strict:
+            return None
+    return _say_rest(body, sizes, fields, count, command, WRITTEN.get(command.name, _NOTHING) if reply else _NOTHING)
+
+
+def _canonical(last: int, reply: bool) -> int:
+    """The size of a message whose data end there."""
+    return last if reply else max(REQUEST_SIZE, last)
+
+
+def _say_sizes(size: int, whole: int, canonical: int) -> bytes:
+    """The extension that tells data_size and the length of the buffer where they are not canonical."""
+    told = b"" if size == canonical else _DATA_SIZE % size
+    return _EXTENSION % (told if whole == size else told + _SIZE % whole)
 
 
 def _say_rest(
-    body: bytes, fields: tuple[Any, ...], count: int, command: Command, written: frozenset[str]
+    body: bytes, sizes: bytes, fields: tuple[Any, ...], count: int, command: Command, written: frozenset[str]
 ) -> bytes | None:
     """The whole text: the keys behind cmd_data stand in the order of their names."""
     opens, flags, event_nr, _, dev, name, uuid = fields[6:]
     name, uuid = name.rstrip(b"\0"), uuid.rstrip(b"\0")
     if len(name) > 127 or len(uuid) > 128 or _markup(name + uuid) or not any(fields[:3]):
         return None
-    text = [_OPEN, body, _COMMANDS[verb(command, flags)]]
+    text = [_OPEN, body, _COMMANDS[verb(command, flags)], sizes]
     if event_nr:
         text.append(_LINES["event_nr"] % event_nr)
     text.append(_LINES["flags"] % flags)
@@ -219,11 +243,11 @@ def _string(text: bytes) -> bytes:
     return b"<string>%b</string>" % text if text else b"<string/>"
 
 
-def _say_targets(data: bytes, count: int, reply: bool) -> bytes | None:
+def _say_targets(data: bytes, end: int, count: int, reply: bool) -> tuple[bytes, int] | None:
     """The text of a chain of dm_target_spec. In a status `next` counts from the first, and data end behind a string."""
     values: list[Any] = []
     texts: list[bytes] = []
-    unpack, place, end = _SPEC.unpack_from, HEADER_SIZE, len(data)
+    unpack, place = _SPEC.unpack_from, HEADER_SIZE
     base, fixed = place, _SPEC.size
     if not 0 < count <= (end - place) // fixed:
         return None
@@ -243,21 +267,16 @@ def _say_targets(data: bytes, count: int, reply: bool) -> bytes | None:
         else:
             values += (length, tagged, start, _string(kind))
         last, place = place + fixed + len(params) + 1, stop
-    if reply:
-        if end != last:
-            return None
-    elif end != max(REQUEST_SIZE, last) or not data.endswith(_ZEROS[: max(0, end - last)]):
+    if last > end or _markup(b"".join(texts)):
         return None
-    if _markup(b"".join(texts)):
-        return None
-    return (_STATUSES if reply else _TARGETS).template * count % tuple(values)
+    return (_STATUSES if reply else _TARGETS).template * count % tuple(values), last
 
 
-def _say_devices(data: bytes, *, events: bool) -> bytes | None:
+def _say_devices(data: bytes, end: int, *, events: bool) -> tuple[bytes, int] | None:
     """The text of a chain of dm_name_list, with event numbers and uuids or as it was before those."""
     entries: list[bytes] = []
     texts: list[bytes] = []
-    unpack, pair, find, place, end = _NAME.unpack_from, _PAIR.unpack_from, data.find, HEADER_SIZE, len(data)
+    unpack, pair, find, place = _NAME.unpack_from, _PAIR.unpack_from, data.find, HEADER_SIZE
     fixed = _NAME.size
     while place + fixed < end:
         dev, following = unpack(data, place)
@@ -298,13 +317,11 @@ def _say_devices(data: bytes, *, events: bool) -> bytes | None:
         place = after
     else:
         return None
-    if after != end or _markup(b"".join(texts)):
-        return None
-    return b"".join(entries)
+    return None if _markup(b"".join(texts)) else (b"".join(entries), after)
 
 
-def hear(text: bytes, *, reply: bool) -> bytes | None:
-    """The buffer of a property list as `proplib.dumps` writes it, or None."""
+def hear(text: bytes, *, reply: bool, strict: bool = False) -> bytes | None:
+    """The buffer of a property list as `proplib.dumps` writes it, or None. Under `strict` it must not tell sizes."""
     if not text.startswith(_OPEN):
         return None
     place = len(_OPEN)
@@ -321,7 +338,8 @@ def hear(text: bytes, *, reply: bool) -> bytes | None:
     if found is None or way is None:
         return None
     command, kind, rest = way
-    matched = rest(text, found.end())
+    sizes = None if strict else _SIZES(text, found.end())
+    matched = rest(text, sizes.end() if sizes else found.end())
     if matched is None:
         return None
     event, bits, minor, name, opened, targets, uuid, numbers = matched.groups(b"")
@@ -342,12 +360,24 @@ def hear(text: bytes, *, reply: bool) -> bytes | None:
         return None
     if body is None:
         return None
-    size = HEADER_SIZE + len(body) if body else DATA_OFFSET
-    if not reply:
-        size = max(REQUEST_SIZE, size)
+    last = HEADER_SIZE + len(body) if body else DATA_OFFSET
+    size, whole = _hear_sizes(sizes, last, _canonical(last, reply))
+    if not size or (size != last and not body and reply and kind is not Payload.NONE):
+        return None  # zeros would be taken for records
     opens, event_nr = int(opened, 16) if opened else 0, int(event, 16) if event else 0
     header = _HEADER.pack(*version, size, HEADER_SIZE, count, opens, flags, event_nr, 0, dev, name, uuid)
-    return (header + bytes(7) + body if body else header).ljust(size, b"\0")
+    return (header + bytes(7) + body if body else header).ljust(whole, b"\0")
+
+
+def _hear_sizes(told: re.Match[bytes] | None, last: int, canonical: int) -> tuple[int, int]:
+    """data_size and the length of the buffer; 0 where the extension is not as `_say_sizes` writes it."""
+    if told is None:
+        return canonical, canonical
+    data_size, whole = (int(number, 16) if number else 0 for number in told.groups())
+    size = data_size or canonical
+    whole = whole or size
+    ordinary = last <= size <= whole <= MAX_DATA_SIZE and not size == whole == canonical
+    return (size, whole) if ordinary and _say_sizes(size, whole, canonical) == told[0] else (0, 0)
 
 
 def _dev(minor: int) -> int:

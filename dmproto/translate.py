@@ -25,9 +25,10 @@ from . import draft2008, libdm, linux, netbsd, proplib, shortcut
 from .commands import Command, CommandFlag
 from .commands import command as find_command
 from .errors import BadDictionary, BadMessage, BadPlist, NotSayable
+from .extension import EXTENSION, EXTENSION_KEY
 from .flags import DmFlag
 from .netbsd import DM_MAJOR
-from .objects import Array, Dictionary, Key, Number, String, describe
+from .objects import describe
 from .records import Header, Keys, Message, Residue, huge_decode, huge_encode
 
 __all__ = [
@@ -42,29 +43,6 @@ __all__ = [
     "to_dictionary",
     "to_message",
 ]
-
-EXTENSION_KEY = "dm_ioctl"
-
-#: What a dictionary has no key for. Absent keys are as the canonical encoding has them.
-EXTENSION = Dictionary(
-    Key("size", Number(32), flow="in/out", source="length of the buffer"),
-    Key("data_size", Number(32), flow="in/out", source="dm_ioctl.data_size"),
-    Key("data_start", Number(32), flow="in/out", source="dm_ioctl.data_start"),
-    Key("padding", Number(32), flow="in/out", source="dm_ioctl.padding"),
-    Key("major", Number(32), flow="in/out", source="MAJOR(dm_ioctl.dev)"),
-    Key("dev", Number(64), flow="in/out", source="dm_ioctl.dev"),
-    Key(
-        "residue",
-        Array(
-            Dictionary(
-                Key("offset", Number(32), required=True, flow="in/out", source="bytes from the start"),
-                Key("bytes", String(), required=True, flow="in/out", source="hexadecimal digits"),
-            )
-        ),
-        flow="in/out",
-        source="bytes that the fields do not tell",
-    ),
-)
 
 #: Stands between a buffer and the property list of keys that the buffer cannot say.
 MARK = b"\0<!-- dictionary -->\n"
@@ -165,9 +143,9 @@ def convert(
     if profile is not None:
         return _profile(data, source, target, command, reply, profile)
     if source is Form.BINARY and target is Form.PLIST and command is not None:
-        short = shortcut.say(data, command, reply=reply)
+        short = shortcut.say(data, command, reply=reply, strict=strict)
     elif source is Form.PLIST and target is Form.BINARY:
-        short = shortcut.hear(data, reply=reply)
+        short = shortcut.hear(data, reply=reply, strict=strict)
     else:
         short = None
     return short or _write(_read(data, source, command, reply, strict), target, reply, strict)

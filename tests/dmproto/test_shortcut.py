@@ -65,6 +65,30 @@ def test_texts_become_the_buffer_of_the_long_way(text, reply):
     assert shortcut.hear(text, reply=reply) in (None, heard(text, reply))
 
 
+SIZES = st.sampled_from([0, 1, 7, 8, 305, 312, 353, 360, 16384])
+
+
+@given(buffers(), SIZES, SIZES)
+def test_buffers_of_any_size_become_the_text_of_the_long_way(drawn, more, behind):
+    data, command, reply = drawn
+    size = int.from_bytes(data[12:16], "little") + more
+    buffer = data[:12] + size.to_bytes(4, "little") + data[16:] + bytes(more + behind)
+    text = said(buffer, command, reply)
+    assert shortcut.say(buffer, command, reply=reply) in (None, text)
+    assert text is None or shortcut.hear(text, reply=reply) in (None, buffer)
+
+
+@given(plists(), SIZES, SIZES, st.booleans())
+def test_texts_of_any_size_become_the_buffer_of_the_long_way(text, size, whole, reply):
+    numbers = {"data_size": size, "size": whole}
+    told = [f"\t\t<key>{key}</key>\n\t\t<integer>{number:#x}</integer>\n" for key, number in numbers.items()]
+    lines = "".join(told[not size : 1 + (whole > 0)])
+    before, after, rest = text.partition(b"\t<key>flags</key>")
+    changed = before + f"\t<key>dm_ioctl</key>\n\t<dict>\n{lines}\t</dict>\n".encode() + after + rest
+    assert shortcut.hear(changed, reply=reply) in (None, heard(changed, reply))
+    assert shortcut.hear(changed, reply=reply, strict=True) is None
+
+
 HEADER = Header(version=(4, 48, 0), flags=4, dev=0x10FD2C, name="a")
 TARGETS = (
     TargetSpec(start=0, length=1 << 40, type="linear", params="1:0 0"),
