@@ -1,0 +1,131 @@
+"""Targets that do more than remap, used by several threads at once while their devices are suspended and resumed: what
+was written is read, and nothing gets stuck."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Iterator
+from importlib.util import find_spec
+
+import pytest
+from support.targets import Bench, pattern
+
+from dmserver.io.bio import Op
+from dmserver.io.submit import submit_and_wait
+from dmserver.io.work import ThreadWork
+from dmserver.model.dm_dev import DmDev
+from dmserver.targets.crypt import Crypt
+from dmserver.targets.delay import Delay
+from dmserver.targets.mirror import Mirror
+from dmserver.targets.multipath import Multipath
+from dmserver.targets.snapshot import Snapshot
+from dmserver.targets.snapshot_merge import SnapshotMerge
+from dmserver.targets.snapshot_origin import SnapshotOrigin
+
+SIZE = 2048
+THREADS = 4
+PATIENCE = 60.0
+needs_cryptography = pytest.mark.skipif(not find_spec("cryptography"), reason="extra `crypt` is not installed")
+
+
+@pytest.fixture
+def bench() -> Iterator[Bench]:
+    bench = Bench()
+    work = ThreadWork()
+    bench.mapper.work, bench.mapper.call_soon = work, work.queue
+    bench.load("late", (Delay, 16384, "1:9 0 1"))
+    yield bench
+    work.close()
+
+
+def _use(device: DmDev, start: int, length: int, failures: list[BaseException]) -> None:
+    """Write and read back at random in an area of one's own."""
+    chance = random.Random(start)
+    expected: dict[int, bytes] = {}
+    try:
+        for number in range(80):
+            sector = start + chance.randrange(length)
+            count = min(chance.randint(1, 40), start + length - sector)
+            data = pattern(1 + number, sector, count)
+            assert submit_and_wait(device, Op.WRITE, sector, count, memoryview(data)) == 0
+            expected |= {sector + at: data[at * 512 : (at + 1) * 512] for at in range(count)}
+            _expect(device, chance.choice(list(expected.items())))
+        for item in expected.items():
+            _expect(device, item)
+    except BaseException as failure:
+        failures.append(failure)
+
+
+def _expect(device: DmDev, item: tuple[int, bytes]) -> None:
+    sector, data = item
+    buffer = bytearray(len(data))
+    assert submit_and_wait(device, Op.READ, sector, len(data) // 512, memoryview(buffer)) == 0
+    assert buffer == data
+
+
+def _all(device: DmDev) -> bytes:
+    buffer = bytearray(SIZE * 512)
+    assert submit_and_wait(device, Op.READ, 0, SIZE, memoryview(buffer)) == 0
+    return bytes(buffer)
+
+
+def _suspend(device: DmDev) -> None:
+    done = threading.Event()
+    device.suspend(done.set)
+    assert done.wait(PATIENCE), f"{device} is still not suspended"
+
+
+def _hammer(bench: Bench, device: DmDev, *others: DmDev) -> None:
+    """Use `device` while it and the `others` are suspended and resumed."""
+    failures: list[BaseException] = []
+    step = SIZE // THREADS
+    threads = [threading.Thread(target=_use, args=(device, at * step, step, failures)) for at in range(THREADS)]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        for each in (device, *others):
+            _suspend(each)
+            each.resume()
+        threads[0].join(0.01)
+    assert not failures
+
+
+def test_mirror(bench: Bench) -> None:
+    device = bench.load("m", (Mirror, SIZE, "disk 2 1:2 64 3 1:0 0 1:1 0 253:0 0"))
+    synced = threading.Event()
+    device.on_event(synced.set)
+    _hammer(bench, device)
+    assert synced.wait(PATIENCE)
+    _suspend(device)
+    first, second, late = (_all(each) for each in (*bench.disks[:2], bench.disks[9]))  # type: ignore[arg-type]
+    assert first == second == late
+
+
+def test_snapshots_and_a_merge(bench: Bench) -> None:
+    snap = bench.load("snap", (Snapshot, SIZE, "1:0 253:0 P 8"))
+    other = bench.load("other", (Snapshot, SIZE, "1:0 1:2 P 32"))
+    org = bench.load("org", (SnapshotOrigin, SIZE, "1:0"))
+    before = _all(org)
+    _hammer(bench, org, snap)
+    assert _all(snap) == _all(other) == before
+    _hammer(bench, snap, org)
+    expected = _all(snap)
+    bench.table(org, (SnapshotMerge, SIZE, "1:0 253:0 P 8"))
+    for each in (org, snap):
+        _suspend(each)
+    bench.resume(org)
+    assert _all(org) == expected
+    _hammer(bench, org)
+    assert _all(other) == before
+
+
+@pytest.mark.parametrize(
+    ("kind", "params"),
+    [
+        pytest.param(Crypt, f"aes-cbc-essiv:sha256 {bytes(range(32)).hex()} 0 253:0 0", marks=needs_cryptography),
+        (Multipath, "2 queue_mode bio 0 1 1 queue-length 0 2 1 1:9 1 253:0 1"),
+    ],
+)
+def test_what_only_remaps_in_the_end(bench: Bench, kind: type[Crypt] | type[Multipath], params: str) -> None:
+    _hammer(bench, bench.load("x", (kind, SIZE, params)))
