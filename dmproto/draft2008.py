@@ -147,8 +147,8 @@ def looks_like(data: bytes) -> bool:
     return re.search(rb"<dict\s+ID=|<key>version</key>\s*<string>", data) is not None
 
 
-#: What decides whether a dictionary follows a key.
-_TAG = re.compile(rb'<!--.*?-->|<(/?)(dict|array|key|[a-z]+)(?:\s+ID="([^"<>&]*)")?[^<>]*>', re.S)
+#: What decides whether a dictionary follows a key. A comment without an end takes the rest, so this is O(n).
+_TAG = re.compile(rb'<!--(?:.*?-->|.*)|<(/?)(dict|array|key|[a-z]+)(?:\s+ID="([^"<>&]*)")?[^<>]*>', re.S)
 
 
 def _keyed(data: bytes) -> bytes:

@@ -104,9 +104,9 @@ def test_what_it_writes_is_a_property_list():
         proplib.loads(plist(LOAD))
 
 
-def test_every_recorded_buffer_survives_the_draft():
+def test_recorded_buffers_survive_the_draft():
     count = 0
-    for command, reply, data in linux_buffers():
+    for command, reply, data in linux_buffers()[::5]:  # test_translate.py has all of them
         try:
             linux.parse(data, command, reply=reply)
         except BadMessage:
@@ -114,7 +114,7 @@ def test_every_recorded_buffer_survives_the_draft():
         draft = convert(data, source=Form.BINARY, target=Form.DRAFT, command=command, reply=reply)
         assert convert(draft, source=None, target=Form.BINARY, reply=reply) == data
         count += 1
-    assert count > 7000
+    assert count > 1400
 
 
 @pytest.mark.parametrize(
@@ -147,3 +147,8 @@ def test_keys_that_only_one_form_knows_stay_when_nobody_knows_them():
     plist = convert(data, source=Form.BINARY, target=Form.PLIST, command="info")
     assert proplib.loads(plist)["colour"] == "red"
     assert same(draft2008.loads(convert(plist, source=None, target=Form.DRAFT)), obj)
+
+
+def test_comments_without_an_end_cost_no_more_than_others():
+    with pytest.raises(BadPlist):
+        draft2008.loads(plist(b"<dict>" + b"<!--" * 200_000 + b"</dict>"))
