@@ -174,7 +174,7 @@ def _serve(options: argparse.Namespace) -> int:
             policy,
             limit=options.limit or (NETBSD_LIMIT if host.personality == "netbsd" else LIMIT),
             binary_limit=LIMIT,
-            before_replies=store.save_changes if store is not None else lambda: None,
+            before_replies=store.save_changes if store is not None else None,
         )
         stack.callback(server.close)
         _open_doors(options, host, stack)

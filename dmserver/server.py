@@ -78,13 +78,14 @@ class Server:
         *,
         limit: int,
         binary_limit: int,
-        before_replies: Callable[[], None] = lambda: None,
+        before_replies: Callable[[], None] | None = None,
     ) -> None:
         self.host = host
         self.loop = loop
         self.limit = limit
         self.binary_limit = binary_limit
         self.before_replies = before_replies
+        self.verbose = _log.isEnabledFor(logging.DEBUG)
         self._listener = listener
         self._policy = policy
         self._connections: dict[int, _Connection] = {}
@@ -146,7 +147,7 @@ class _Connection:
         self.fd = fd
         self.session = session
         self.stream = RequestStream(plist_limit=server.limit, binary_limit=server.binary_limit)
-        self.out: list[bytes] = []
+        self.out: list[bytes | memoryview] = []
         self.waiting: memoryview | None = None
         self.queued = 0
         self.parked: Cancel | None = None
@@ -203,19 +204,24 @@ class _Connection:
     def _send(self) -> bool:
         """Write what there is; False when the peer is gone."""
         if self.out:
-            self.server.before_replies()
-            pieces: list[bytes | memoryview] = [*([self.waiting] if self.waiting else ()), *self.out]
-            self.waiting = memoryview(pieces[0] if len(pieces) == 1 else b"".join(pieces))
-            self.out.clear()
-        if self.waiting:
-            try:
-                self.waiting = self.waiting[os.write(self.fd, self.waiting) :] or None
-            except BlockingIOError:
-                pass
-            except OSError:
-                self._close()
-                return False
-            self.queued = len(self.waiting or b"")
+            if self.server.before_replies is not None:
+                self.server.before_replies()
+            pieces = self.out if self.waiting is None else [self.waiting, *self.out]
+            data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+            self.out = []
+        elif self.waiting is not None:
+            data = self.waiting
+        else:
+            return True
+        try:
+            written = os.write(self.fd, data)
+        except BlockingIOError:
+            written = 0
+        except OSError:
+            self._close()
+            return False
+        self.queued = len(data) - written
+        self.waiting = memoryview(data)[written:] if self.queued else None
         return True
 
     def _wait(self) -> None:
@@ -273,7 +279,8 @@ class _Connection:
 
     def _ioctl(self, request: BinaryRequest) -> None:
         def done(result: int, written: bytes) -> None:
-            _log.debug("fd=%d ioctl=%#x result=%d", self.fd, request.number, result)
+            if self.server.verbose:
+                _log.debug("fd=%d ioctl=%#x result=%d", self.fd, request.number, result)
             self._reply(binary_reply(result, written))
 
         self._park(self.server.host.ioctl(self.session, request.number, request.buffer, done))
@@ -282,7 +289,7 @@ class _Connection:
         json = isinstance(message, JsonMessage)
 
         def done(reply: dict[str, Any]) -> None:
-            if _log.isEnabledFor(logging.DEBUG):
+            if self.server.verbose:
                 told = {key: reply.get(key) for key in ("command", "name", "uuid", "minor", "errno") if key in reply}
                 _log.debug("fd=%d %s", self.fd, told)
             self._reply(_encode(reply, json))

@@ -198,11 +198,11 @@ def test_a_reader_may_look_but_not_touch() -> None:
         assert server.exchange(binary("VERSION")) == struct.pack("<4siI", b"DMIO", -errno.EACCES, 0)
 
 
-def test_the_log_never_holds_parameters(server: Served, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_log_never_holds_parameters(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("DEBUG")
     key = "000102030405060708090a0b0c0d0e0f"
     entry = {"start": 0, "length": 8, "type": "linear", "params": f"x{key}"}
-    with Client(server.path) as client:
+    with served() as server, Client(server.path) as client:
         client.create("secret")
         with pytest.raises(CommandError):
             client.command("reload", name="secret", cmd_data=[entry])
