@@ -1,0 +1,36 @@
+"""The `dmserver` program: its subcommands."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+import pytest
+
+from dmserver.__main__ import COMMANDS, main
+
+
+def test_help_names_every_subcommand(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--help"])
+    assert ended.value.code == 0
+    text = capsys.readouterr().out
+    assert all(name in text for name in COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_subcommand_explains_itself(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    module = import_module(COMMANDS[name][0])
+    assert callable(module.add_arguments)
+    assert callable(module.main)
+    with pytest.raises(SystemExit) as ended:
+        main([name, "--help"])
+    assert ended.value.code == 0
+    assert f"dmserver {name}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("argv", [[], ["frobnicate"], ["serve", "--frobnicate"], ["serve", "--personality", "hurd"]])
+def test_a_wrong_use_is_refused(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(argv)
+    assert ended.value.code == 2
+    assert "usage: dmserver" in capsys.readouterr().err
