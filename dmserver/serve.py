@@ -156,10 +156,10 @@ def main(options: argparse.Namespace) -> int:
 
 def _serve(options: argparse.Namespace) -> int:
     with ExitStack() as stack:
-        host = make_host(options)
-        stack.callback(host.close)
         loop = Loop()
         stack.callback(loop.close)
+        host = make_host(options)
+        stack.callback(host.close)
         store = Store(options.state, host) if options.state else None
         if store is not None:
             store.restore()

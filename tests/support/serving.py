@@ -76,8 +76,8 @@ def served(
             thread.join()
             server.close()
             listener.close()
-            loop.close()
             host.close()
+            loop.close()
 
 
 @contextmanager
