@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from dmproto.flags import DmFlag
 from dmproto.linux import DATA_OFFSET, HEADER_SIZE
-from dmproto.records import DM_NAME_LEN, DM_UUID_LEN, huge_decode, huge_encode, to_bytes, to_text
+from dmproto.records import DM_NAME_LEN, DM_UUID_LEN, huge_decode
 
 from ..model.dm_dev import DmDev
 from ..model.dm_table import DmTable
@@ -28,8 +28,7 @@ VERSION = (4, 47, 0)
 VERSION_BYTES = Struct("<3I").pack(*VERSION)
 
 _FIXED = Struct("<12x7IQ")  # data_size ... padding, dev
-_REPLY = Struct("<9I")  # version ... event_nr; the padding behind it is the caller's
-_DEV = Struct("<Q")
+_REPLY = Struct("<12s7IQ")  # version ... padding, dev
 _NAME = 48
 _UUID = _NAME + DM_NAME_LEN
 
@@ -61,6 +60,7 @@ class Call:
         "event_nr",
         "flags",
         "open_count",
+        "padding",
         "secure",
         "session",
         "size",
@@ -82,7 +82,7 @@ class Call:
             self.open_count,
             self.flags,
             self.event_nr,
-            _,
+            self.padding,
             self.dev,
         ) = _FIXED.unpack_from(buffer)
         self.data_size = DATA_OFFSET
@@ -91,17 +91,9 @@ class Call:
     def name(self) -> bytes:
         return self._text(_NAME, DM_NAME_LEN)
 
-    @name.setter
-    def name(self, name: bytes) -> None:
-        self.buffer[_NAME : _NAME + len(name) + 1] = name + b"\0"
-
     @property
     def uuid(self) -> bytes:
         return self._text(_UUID, DM_UUID_LEN)
-
-    @uuid.setter
-    def uuid(self, uuid: bytes) -> None:
-        self.buffer[_UUID : _UUID + len(uuid) + 1] = uuid + b"\0"
 
     def _text(self, start: int, length: int) -> bytes:
         end = self.buffer.find(0, start, start + length)
@@ -129,28 +121,29 @@ class Call:
 
     def find_device(self) -> DmDev:
         """The device that the request names, its name and uuid written into the reply. ENXIO when there is none."""
-        mapper = self.control.mapper
-        buffer = self.buffer
-        device: DmDev | None = None
-        if buffer[_UUID]:
-            if not (buffer[_NAME] or self.dev):
-                device = mapper.by_uuid(to_text(self.uuid))
-        elif buffer[_NAME]:
-            if not self.dev:
-                device = mapper.by_name(to_text(self.name))
-        elif self.dev:
-            major, minor = huge_decode(self.dev)
-            if major == mapper.major:
-                device = mapper.devices.get(minor)
+        device = self._lookup()
         if device is None:
             raise Refusal(errno.ENXIO)
-        self.name = to_bytes(device.name)
-        self.uuid = to_bytes(device.uuid)
-        if device.inactive is not None:
+        buffer, name, uuid = self.buffer, device.name_bytes, device.uuid_bytes
+        if not buffer[_NAME]:
+            buffer[_NAME : _NAME + len(name) + 1] = name + b"\0"
+        if uuid and not buffer[_UUID]:
+            buffer[_UUID : _UUID + len(uuid) + 1] = uuid + b"\0"
+        if device.slots[1 - device.cur_active] is not None:
             self.flags |= _INACTIVE
         else:
             self.flags &= ~_INACTIVE
         return device
+
+    def _lookup(self) -> DmDev | None:
+        mapper = self.control.mapper
+        buffer = self.buffer
+        if buffer[_UUID]:
+            return None if buffer[_NAME] or self.dev else mapper.uuids.get(self.uuid)
+        if buffer[_NAME]:
+            return None if self.dev else mapper.names.get(self.name)
+        major, minor = huge_decode(self.dev)
+        return mapper.devices.get(minor) if self.dev and major == mapper.major else None
 
     def status(self, device: DmDev) -> None:
         """Fill in the status fields."""
@@ -159,11 +152,11 @@ class Call:
             flags |= _SUSPEND
         if device.deferred_remove:
             flags |= _DEFERRED
-        self.dev = huge_encode(device.dev)
+        self.dev = device.devt
         self.open_count = device.openers
         self.event_nr = device.event_nr
         self.target_count = 0
-        live = device.live
+        live = device.slots[device.cur_active]
         if live is not None:
             flags |= _ACTIVE
             if not flags & _QUERY_INACTIVE:
@@ -214,16 +207,18 @@ class Call:
                 _REPLY.pack_into(
                     buffer,
                     0,
-                    *VERSION,
+                    VERSION_BYTES,
                     size,
                     self.data_start,
                     self.target_count,
                     self.open_count,
                     self.flags,
                     self.event_nr,
+                    self.padding,
+                    self.dev,
                 )
-                _DEV.pack_into(buffer, 40, self.dev)
-                reply = bytes(buffer[:size])
+                del buffer[size:]
+                reply = bytes(buffer)
             else:
                 reply = VERSION_BYTES
         if self.secure:

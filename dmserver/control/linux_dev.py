@@ -9,7 +9,7 @@ from struct import Struct
 
 from dmproto.flags import DmFlag, NameListFlag
 from dmproto.linux import DATA_OFFSET
-from dmproto.records import DM_NAME_LEN, DM_UUID_LEN, huge_decode, huge_encode, to_bytes, to_text
+from dmproto.records import DM_NAME_LEN, DM_UUID_LEN, huge_decode, to_text
 
 from ..model.dm_dev import DmDev
 from ..model.dm_target import TargetError
@@ -32,8 +32,8 @@ __all__ = [
 
 MINORS = 1 << 20
 
-_NAME_LIST = Struct("<QI")
-_NAME_INFO = Struct("<II")
+_NEXT = Struct("<I")
+_HAS_UUID, _DOESNT_HAVE_UUID = NameListFlag.HAS_UUID.value, NameListFlag.DOESNT_HAVE_UUID.value
 _GEOMETRY = re.compile(rb"\s*(\d+)\s+(\d+)\s+(\d+)\s+(\d+)\Z")
 
 
@@ -254,32 +254,60 @@ def list_devices(call: Call) -> None:
     """list_devices(): those whose names and uuids begin as the request's do, in the order of names; all or nothing.
     O(n) in the devices listed."""
     room = call.result_room()
-    with_uuid = call.has(DmFlag.UUID)
-    entries = []
-    needed = 0
-    uuid_prefix = to_text(call.uuid)
-    for device in call.control.mapper.sorted_by_name(call.name):
-        if not device.uuid.startswith(uuid_prefix):
-            continue
-        name = to_bytes(device.name)
-        uuid = to_bytes(device.uuid) if with_uuid and device.uuid else b""
-        info = _NAME_LIST.size + len(name) + 1 + 7 & ~7
-        size = info + 8 + (len(uuid) + 1 + 7 & ~7 if uuid else 0)
-        entries.append((device, name, uuid, info, size))
-        needed += size
-    if room < max(needed, 8):
+    devices = call.control.mapper.sorted_by_name(call.name)
+    if uuid_prefix := call.uuid:
+        devices = [device for device in devices if device.uuid_bytes.startswith(uuid_prefix)]
+    data = bytearray().join(_name_list(devices, with_uuid=call.has(DmFlag.UUID)))
+    if room < max(len(data), 8):
         call.set(DmFlag.BUFFER_FULL)
         return
-    buffer, at = call.buffer, call.data_start
-    call.data_size = at + needed
-    for device, name, uuid, info, size in entries:
-        flags = 0
+    at = call.data_start
+    call.data_size = at + len(data)
+    if call.buffer.count(0, at, call.data_size) < len(data):
+        _keep_alignment(data, call.buffer[at : call.data_size])
+    call.buffer[at : call.data_size] = data
+
+
+def _name_list(devices: list[DmDev], *, with_uuid: bool) -> list[bytes]:
+    """A `struct dm_name_list` for each, in one pack; the bytes of alignment are zero."""
+    entries = []
+    shapes: dict[int, tuple[Callable[..., bytes], int]] = {}
+    uuid, flags = b"", 0
+    for device in devices:
+        name = device.name_bytes
         if with_uuid:
-            flags = NameListFlag.HAS_UUID.value if uuid else NameListFlag.DOESNT_HAVE_UUID.value
-        following = size if at + size < call.data_size else 0
-        _NAME_LIST.pack_into(buffer, at, huge_encode(device.dev), following)
-        buffer[at + 12 : at + 13 + len(name)] = name + b"\0"
-        _NAME_INFO.pack_into(buffer, at + info, device.event_nr, flags)
-        if uuid:
-            buffer[at + info + 8 : at + info + 9 + len(uuid)] = uuid + b"\0"
-        at += size
+            uuid = device.uuid_bytes
+            flags = _HAS_UUID if uuid else _DOESNT_HAVE_UUID
+        lengths = len(name) << 8 | len(uuid)
+        shape = shapes.get(lengths)
+        if shape is None:
+            shape = shapes[lengths] = _shape(len(name), len(uuid))
+        pack, size = shape
+        entries.append(pack(device.devt, size, name, device.event_nr, flags, uuid))
+    if entries:
+        last = bytearray(entries[-1])
+        _NEXT.pack_into(last, 8, 0)
+        entries[-1] = bytes(last)
+    return entries
+
+
+def _shape(name: int, uuid: int) -> tuple[Callable[..., bytes], int]:
+    """What packs a record with a name and a uuid (0: none) of so many bytes, and its size."""
+    names = (12 + name + 1 + 7 & ~7) - 12
+    uuids = uuid + 1 + 7 & ~7 if uuid else 0
+    record = Struct(f"<QI{names}sII{uuids}s")
+    return record.pack, record.size
+
+
+def _keep_alignment(data: bytearray, request: bytearray) -> None:
+    """Put the caller's bytes back where records are aligned."""
+    at = 0
+    while at < len(data):
+        end = data.index(0, at + 12) + 1
+        info = end + 7 & ~7
+        data[end:info] = request[end:info]
+        at = info + 8
+        if data[info + 4] & _HAS_UUID:
+            end = data.index(0, at) + 1
+            at = end + 7 & ~7
+            data[end:at] = request[end:at]

@@ -7,6 +7,8 @@ import itertools
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from dmproto.records import huge_encode
+
 from ..io.bio import Bio
 from ..io.blockdev import BlockDevice
 from ..io.mapped import MappedIo
@@ -23,17 +25,20 @@ __all__ = ["DmDev"]
 class DmDev(BlockDevice):
     """`slots[cur_active]` is the live table, the other slot the inactive one; None is an empty slot.
 
+    `name_bytes` and `uuid_bytes` are the names as bytes; the mapper sets them. `devt` is the number as Linux packs it.
     `suspended`: bios are held. `event_nr` counts this device's events. `geometry` is (cylinders, heads, sectors,
-    start). `has_disk`: the block device exists (Linux makes it at the first table load). `diskseq` numbers disks and is
-    never used again. `openers` is the open count. `stats` counts bios once somebody asked for it.
+    start). `has_disk`: the block device exists (Linux makes it at the first table load). `diskseq` numbers disks
+    and is never used again. `openers` is the open count. `stats` counts bios once somebody asked for it.
     """
 
     def __init__(self, mapper: Mapper, minor: int, name: str, uuid: str) -> None:
         super().__init__(f"/dev/dm-{minor}", (mapper.major, minor))
         self.mapper = mapper
         self.minor = minor
+        self.devt = huge_encode(self.dev)
         self.name = name
         self.uuid = uuid
+        self.name_bytes = self.uuid_bytes = b""
         self.slots: list[DmTable | None] = [None, None]
         self.cur_active = 0
         self.suspended = False

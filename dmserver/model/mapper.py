@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import itertools
 import os
-from bisect import bisect_left, bisect_right, insort
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable
+from operator import attrgetter
 
-from dmproto.records import Dev, to_bytes, to_text
+from dmproto.records import Dev, to_bytes
 
 from ..io.blockdev import BlockDevice
 from ..io.disks import Disks
@@ -46,16 +47,17 @@ class Mapper:
         self.devices: dict[int, DmDev] = {}
         #: What the targets of a type share (a kernel module's globals), by the class that holds it.
         self.shared: dict[type, object] = {}
-        self._by_name: dict[str, DmDev] = {}
-        self._by_uuid: dict[str, DmDev] = {}
-        self._sorted: list[bytes] = []
+        #: By the bytes of name and uuid.
+        self.names: dict[bytes, DmDev] = {}
+        self.uuids: dict[bytes, DmDev] = {}
+        self._sorted: list[DmDev] | None = []
         self._diskseq = itertools.count(1)
 
     def by_name(self, name: str) -> DmDev | None:
-        return self._by_name.get(name)
+        return self.names.get(to_bytes(name))
 
     def by_uuid(self, uuid: str) -> DmDev | None:
-        return self._by_uuid.get(uuid)
+        return self.uuids.get(to_bytes(uuid))
 
     def by_dev(self, dev: Dev) -> BlockDevice | None:
         """The mapped device or disk of this number."""
@@ -66,20 +68,22 @@ class Mapper:
         node = os.path.normpath(path)
         found: BlockDevice | None = None
         if node.startswith("/dev/mapper/"):
-            found = self._by_name.get(node[len("/dev/mapper/") :])
+            found = self.by_name(node[len("/dev/mapper/") :])
         elif node.startswith("/dev/dm-") and node[8:].isdecimal():
             found = self.devices.get(int(node[8:]))
         return found or self.disks.lookup(path)
 
     def sorted_by_name(self, prefix: bytes = b"") -> list[DmDev]:
         """All named devices, or those whose names begin with `prefix`, in the order of their names' bytes (Linux's
-        `dm_list_devices` order)."""
-        names = self._sorted
-        if prefix:
-            end = bisect_right(names, prefix, key=lambda name: name[: len(prefix)])
-            names = names[bisect_left(names, prefix) : end]
-        by_name = self._by_name
-        return [by_name[name] for name in map(to_text, names)]
+        `dm_list_devices` order). The first call after a change sorts, O(n log n) at worst."""
+        devices = self._sorted
+        if devices is None:
+            devices = self._sorted = sorted(self.names.values(), key=attrgetter("name_bytes"))
+        if not prefix:
+            return devices.copy()
+        start = bisect_left(devices, prefix, key=lambda device: device.name_bytes)
+        end = bisect_right(devices, prefix, lo=start, key=lambda device: device.name_bytes[: len(prefix)])
+        return devices[start:end]
 
     def next_diskseq(self) -> int:
         return next(self._diskseq)
@@ -119,15 +123,16 @@ class Mapper:
                 table.destroy()
 
     def _link(self, dev: DmDev) -> None:
+        dev.name_bytes, dev.uuid_bytes = to_bytes(dev.name), to_bytes(dev.uuid)
         if dev.name:
-            self._by_name[dev.name] = dev
-            insort(self._sorted, to_bytes(dev.name))
+            self.names[dev.name_bytes] = dev
+            self._sorted = None
         if dev.uuid:
-            self._by_uuid[dev.uuid] = dev
+            self.uuids[dev.uuid_bytes] = dev
 
     def _unlink(self, dev: DmDev) -> None:
         if dev.name:
-            del self._by_name[dev.name]
-            del self._sorted[bisect_left(self._sorted, to_bytes(dev.name))]
+            del self.names[dev.name_bytes]
+            self._sorted = None
         if dev.uuid:
-            del self._by_uuid[dev.uuid]
+            del self.uuids[dev.uuid_bytes]

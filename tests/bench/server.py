@@ -96,15 +96,15 @@ def run(report: Report) -> None:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dm")))
         server = stack.enter_context(
-            _Contestant.start(folder / "s", sys.executable, "-m", "dmserver", "serve", "--socket")
+            Contestant.start(folder / "s", sys.executable, "-m", "dmserver", "serve", "--socket")
         )
         peers = {
-            "asyncio echo": stack.enter_context(_Contestant.start(folder / "a", sys.executable, "-c", ECHO_ASYNCIO))
+            "asyncio echo": stack.enter_context(Contestant.start(folder / "a", sys.executable, "-c", ECHO_ASYNCIO))
         }
         if (compiler := shutil.which("cc") or shutil.which("gcc")) is not None:
             program = folder / "echo"
             subprocess.run([compiler, "-O2", "-w", "-x", "c", "-o", program, "-"], input=ECHO_C, text=True, check=True)
-            peers["C echo"] = stack.enter_context(_Contestant.start(folder / "e", str(program)))
+            peers["C echo"] = stack.enter_context(Contestant.start(folder / "e", str(program)))
         server.exchange(proplib.dumps({"command": "create", "version": [4, 0, 0], "name": "vol1"}), 1)
         for depth in (1, 16):
             for name, (request, goal) in requests().items():
@@ -113,7 +113,7 @@ def run(report: Report) -> None:
         _idle(report, server)
 
 
-class _Contestant:
+class Contestant:
     """A server in a process of its own, with one connection to it."""
 
     def __init__(self, process: subprocess.Popen[str], path: Path) -> None:
@@ -123,7 +123,7 @@ class _Contestant:
 
     @classmethod
     @contextmanager
-    def start(cls, path: Path, *command: str) -> Iterator[_Contestant]:
+    def start(cls, path: Path, *command: str) -> Iterator[Contestant]:
         process = subprocess.Popen([*command, str(path)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         assert process.stdout is not None
         process.stdout.readline()
@@ -170,11 +170,11 @@ def _compare(
     case: str,
     request: bytes,
     depth: int,
-    server: _Contestant,
-    peers: dict[str, _Contestant],
+    server: Contestant,
+    peers: dict[str, Contestant],
     goal: float | None,
 ) -> None:
-    contestants: dict[str, tuple[_Contestant, int]] = {"dmserver": (server, server.reply_size(request) * depth)}
+    contestants: dict[str, tuple[Contestant, int]] = {"dmserver": (server, server.reply_size(request) * depth)}
     contestants |= {name: (peer, len(request) * depth) for name, peer in peers.items()}
     spent: dict[str, list[float]] = {name: [] for name in contestants}
     times = REQUESTS // depth
@@ -188,7 +188,7 @@ def _compare(
         report.add(case, medians, "dmserver", [name], goal if name == "C echo" else None)
 
 
-def _idle(report: Report, server: _Contestant) -> None:
+def _idle(report: Report, server: Contestant) -> None:
     """Kilobytes of an idle connection that has been used; the goal is 1 KiB."""
     request = proplib.dumps({"command": "version", "version": [4, 0, 0]})
     server.exchange(request, 100)

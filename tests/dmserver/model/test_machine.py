@@ -15,7 +15,14 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 from support.linux_client import LinuxClient
 from support.targets import ManualWork
 
@@ -352,7 +359,7 @@ def _uuid_not_freed(patch: pytest.MonkeyPatch) -> None:
     def mutant(self: Mapper, dev: DmDev) -> None:
         unlink(self, dev)
         if dev.uuid:
-            self._by_uuid[dev.uuid] = dev
+            self.uuids[dev.uuid_bytes] = dev
 
     patch.setattr(Mapper, "_unlink", mutant)
 
