@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import logging
 import os
 import select
 import signal
@@ -18,6 +19,8 @@ __all__ = ["Loop"]
 
 Callback = Callable[[], None]
 
+_log = logging.getLogger("dmserver")
+
 
 class Loop:
     """`EPOLL*` bits are those of `select`; a descriptor is level-triggered unless it asks for EPOLLET."""
@@ -28,7 +31,7 @@ class Loop:
         self._soon: deque[Callback] = deque()
         self._timers: list[tuple[float, int, Callback]] = []
         self._timer_ids = itertools.count()
-        self._cancelled: set[int] = set()
+        self._pending: set[int] = set()  # timers that are neither due nor cancelled
         self._signals: dict[int, Callback] = {}
         self._wakeup_pipe: tuple[int, int] | None = None
         self._running = False
@@ -63,7 +66,8 @@ class Loop:
         """Run `callback` once `seconds` have passed; returns the function that cancels it."""
         key = next(self._timer_ids)
         heapq.heappush(self._timers, (time.monotonic() + seconds, key, callback))
-        return lambda: self._cancelled.add(key)
+        self._pending.add(key)
+        return lambda: self._pending.discard(key)
 
     def on_signal(self, number: int, callback: Callback) -> None:
         """Run `callback` in the loop when the signal comes. Main thread only; `close` restores the default action."""
@@ -104,18 +108,17 @@ class Loop:
         self._epoll.close()
 
     def _timeout(self) -> float:
-        while self._timers and self._timers[0][1] in self._cancelled:
-            self._cancelled.discard(heapq.heappop(self._timers)[1])
+        while self._timers and self._timers[0][1] not in self._pending:
+            heapq.heappop(self._timers)
         return max(0.0, self._timers[0][0] - time.monotonic()) if self._timers else -1
 
     def _run_timers(self) -> None:
         now = time.monotonic()
         while self._timers and self._timers[0][0] <= now:
             _, key, callback = heapq.heappop(self._timers)
-            if key in self._cancelled:
-                self._cancelled.discard(key)
-            else:
-                callback()
+            if key in self._pending:
+                self._pending.discard(key)
+                _run(callback)
 
     def _woken(self, events: int) -> None:
         try:
@@ -123,7 +126,7 @@ class Loop:
         except BlockingIOError:
             return
         for _ in range(len(self._soon)):
-            self._soon.popleft()()
+            _run(self._soon.popleft())
 
     def _signalled(self, events: int) -> None:
         assert self._wakeup_pipe is not None
@@ -134,3 +137,11 @@ class Loop:
         for number in numbers:
             if callback := self._signals.get(number):
                 callback()
+
+
+def _run(callback: Callback) -> None:
+    """A call that somebody left here: its failure is told, and is no reason to stop serving the others."""
+    try:
+        callback()
+    except Exception:
+        _log.exception("a call in the loop failed")

@@ -100,3 +100,11 @@ def test_a_signal_runs_its_callback_in_the_loop(loop: Loop) -> None:
     loop.call_soon_threadsafe(lambda: os.kill(os.getpid(), signal.SIGUSR1))
     loop.run()
     assert got == ["usr1"]
+
+
+def test_a_call_that_fails_is_logged_and_the_rest_runs(loop: Loop, caplog: pytest.LogCaptureFixture) -> None:
+    loop.call_soon_threadsafe(lambda: [][0])
+    loop.call_later(0, lambda: [][1])
+    loop.call_later(0.001, loop.stop)
+    loop.run()
+    assert caplog.text.count("IndexError") == 2
