@@ -116,6 +116,12 @@ MASKS = (
         _without(24, 28),
     ),
     Mask(
+        "status of a verity device",
+        "it tells what reads found, and what programs write and read is not replayed",
+        lambda step: step.get("in_program", False) and b"\0verity\0" in expand(step["written"])[330:360],
+        _without(352, 353),
+    ),
+    Mask(
         "status of a snapshot",
         "it counts chunks that programs wrote, and their data are not replayed",
         lambda step: step.get("in_program", False) and b"\0snapshot\0" in expand(step["written"])[330:360],
