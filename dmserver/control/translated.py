@@ -39,7 +39,7 @@ def dictionary_to_linux(
     except BadMessage as wrong:
         call.finish(Refusal(wrong.errno, str(wrong)))
         return None
-    header = message.header
+    header = replace(message.header, data_size=0)  # the buffer is ours
     if "version" not in call.request:
         header = replace(header, version=message.command.since)
     return _Ioctl(control, session, replace(message, header=header, keys=()), call).run(ROOM)
