@@ -5,7 +5,8 @@ SALT|- [NUM OPTION...]; sizes in bytes, HASH_START in hash blocks. Read-only tab
 tree: level 0 holds the digests of data blocks, each further level those of the level below; the root digest is that of
 the single block on top.
 
-Forward error correction and signed root hashes are not there: their options are refused as by a kernel built without.
+With use_fec_from_device, fec_blocks, fec_start and fec_roots, what does not match is mended if possible: `verity_fec`.
+Signed root hashes are not there: their option is refused as by a kernel built without.
 restart_on_corruption and panic_on_corruption fail the bio, as the default does: no machine is ours to restart.
 """
 
@@ -16,7 +17,7 @@ import hashlib
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from ..model.dm_target import (
     SECTOR_SIZE,
@@ -32,6 +33,7 @@ from ..model.dm_target import (
     parse_sector,
     parse_u32,
 )
+from .verity_fec import MAX_ROOTS, MIN_ROOTS, Fec, Layout
 
 __all__ = ["Verity"]
 
@@ -45,18 +47,20 @@ CACHE_SIZE = 8 << 20
 #: `enum verity_block_type`.
 BLOCK_TYPES = ("data", "metadata")
 MODES = ("ignore_corruption", "restart_on_corruption", "panic_on_corruption")
+FEC_OPTIONS = ("use_fec_from_device", "fec_blocks", "fec_start", "fec_roots")
 FLAGS = ("ignore_zero_blocks", "check_at_most_once", "try_verify_in_tasklet")
 
 
 class _Carried:
     """`block`: the first data block of a bio; `checked`: its data were. `unverified`: hash blocks that did not match
-    but are believed all the same (ignore_corruption)."""
+    but are believed all the same (ignore_corruption). `hopeless`: data blocks that could not be mended."""
 
     block = 0
     checked = False
 
     def __init__(self) -> None:
         self.unverified: dict[int, bytes] = {}
+        self.hopeless: set[int] = set()
 
 
 class Verity(Target):
@@ -91,6 +95,7 @@ class Verity(Target):
         self.salt = bytes.fromhex(argv[9]) if argv[9] != "-" else b""
         self._parse_options(Arguments(argv[10:]))
         self._lay_out()
+        self.fec = self._make_fec()
         self.zero_digest = self._digest(bytes(self.data_block)) if "ignore_zero_blocks" in self.flags else None
         self.validated: set[int] | None = set() if "check_at_most_once" in self.flags else None
         self.hash_failed = False
@@ -134,13 +139,17 @@ class Verity(Target):
     def _parse_options(self, args: Arguments) -> None:
         self.mode = ""
         self.flags: set[str] = set()
+        self.fec_dev: DmPdev | None = None
+        self.fec_blocks = self.fec_start = self.fec_roots = 0
         if not args:
             return
         try:
             count = args.group(0, MAX_OPTIONS)
         except ValueError:
             raise self.refuse("Invalid number of feature args") from None
-        for word in args.take(count):
+        words = Arguments(args.take(count))
+        while words:
+            word = words.shift()
             option = word.lower()
             if option in MODES:
                 if self.mode:
@@ -148,9 +157,43 @@ class Verity(Target):
                 self.mode = option
             elif option in FLAGS:
                 self.flags.add(option)
+            elif option in FEC_OPTIONS:
+                if not words:
+                    raise self.refuse("FEC feature arguments require a value")
+                self._parse_fec_option(option, words.shift())
             else:
                 self.log(f"Unrecognized verity feature request: {word}")
                 raise self.refuse("Unrecognized verity feature request")
+
+    def _parse_fec_option(self, option: str, value: str) -> None:
+        if option == "use_fec_from_device":
+            self.fec_dev = self.get_device(value, "FEC device lookup failed")
+        elif option == "fec_roots":
+            self.fec_roots = self._uint(value, "Invalid fec_roots") & 0xFF
+            if not MIN_ROOTS <= self.fec_roots <= MAX_ROOTS:
+                raise self.refuse("Invalid fec_roots")
+        else:
+            setattr(self, option, self._blocks(value, self.data_block, f"Invalid {option}"))
+
+    def _make_fec(self) -> Fec | None:
+        """`verity_fec_ctr`."""
+        if self.fec_dev is None:
+            return None
+        if self.data_block != self.hash_block:
+            raise self.refuse("Block sizes must match to use FEC")
+        if not self.fec_roots:
+            raise self.refuse("Missing fec_roots")
+        if not self.fec_blocks:
+            raise self.refuse("Missing fec_blocks")
+        if self.fec_blocks < self.data_blocks + self.hash_end - self.hash_start:
+            raise self.refuse("Invalid fec_blocks")
+        if self.hash.bdev.bytes // self.hash_block < self.fec_blocks - self.data_blocks:
+            raise self.refuse("Hash device is too small for fec_blocks", errno.E2BIG)
+        layout = Layout(self.data, self.data_blocks, self.hash, self.hash_start, self.data_block)
+        fec = Fec(self, self.fec_dev, self.fec_blocks, self.fec_start, self.fec_roots, layout)
+        if self.fec_dev.bdev.bytes - self.fec_start * self.data_block < fec.rounds * self.fec_roots:
+            raise self.refuse("FEC device is too small", errno.E2BIG)
+        return fec
 
     def _lay_out(self) -> None:
         """Where each level of the tree begins, in hash blocks; the top comes first."""
@@ -165,12 +208,13 @@ class Verity(Target):
         for level in reversed(range(levels)):
             self.level_start[level] = position
             position += -(-self.data_blocks >> self.fan_bits * (level + 1))
+        self.hash_end = position
         if self.hash.bdev.bytes // self.hash_block < position:
             raise self.refuse("Hash device is too small", errno.E2BIG)
 
     # -- the tree ---------------------------------------------------------------------------------------
 
-    def _digest(self, data: bytes | memoryview) -> bytes:
+    def _digest(self, data: bytes | bytearray | memoryview) -> bytes:
         state = hashlib.new(self.algorithm, self.salt if self.format else b"")
         state.update(data)
         if not self.format:
@@ -234,7 +278,7 @@ class Verity(Target):
                 continue
             digest, missing = self._wanted(block, carried)
             if missing is not None:
-                self._read_hash_block(bio, missing, digest)
+                self._fetch(carried, missing, digest, lambda error: self._go_on(bio, error))
                 return EndIo.INCOMPLETE
             data = bio.data[start : start + self.data_block]
             if digest == self.zero_digest:
@@ -242,30 +286,81 @@ class Verity(Target):
             elif self._digest(data) == digest:
                 if self.validated is not None:
                     self.validated.add(block)
+            elif self.fec is not None and block not in carried.hopeless:
+                self._mend_data(self.fec, bio, block, data, digest)
+                return EndIo.INCOMPLETE
             elif self._corrupted("data", block):
                 return errno.EIO
         return 0
 
-    def _read_hash_block(self, bio: Bio, number: int, digest: bytes) -> None:
+    def _go_on(self, bio: Bio, error: int = 0) -> None:
+        """Check again, now that something was read."""
+        result = error or self._check(bio)
+        if isinstance(result, int):
+            bio.per_bio.checked = True
+            bio.endio(result)
+
+    def _mend_data(self, fec: Fec, bio: Bio, block: int, data: memoryview, digest: bytes) -> None:
+        """Mend a data block, once all is at hand that tells whether those that share its codes are good."""
+        carried: _Carried = bio.per_bio
+        lost: set[int] = set()
+
+        def is_bad(other: int, found: bytes) -> bool:
+            if other >= self.data_blocks:
+                return False
+            wanted, missing = self._wanted(other, carried)
+            return missing is None and self._digest(found) != wanted
+
+        def gather() -> None:
+            for other in fec.members(block):
+                if other < self.data_blocks:
+                    wanted, missing = self._wanted(other, carried)
+                    if missing is not None and missing not in lost:
+                        self._fetch(carried, missing, wanted, lambda error, number=missing: gathered(error, number))  # type: ignore[misc]
+                        return
+            fec.decode(block, is_bad, lambda mended: self._digest(mended) == digest, done)
+
+        def gathered(error: int, number: int) -> None:
+            if error:
+                lost.add(number)
+            gather()
+
+        def done(mended: bytes | None) -> None:
+            if mended is None:
+                carried.hopeless.add(block)
+            else:
+                data[:] = mended
+            self._go_on(bio)
+
+        gather()
+
+    def _fetch(self, carried: _Carried, number: int, digest: bytes, then: Callable[[int], None]) -> None:
+        """Read a hash block, so that `_wanted` finds it; `then(errno)`."""
         buffer = bytearray(self.hash_block)
 
-        def done(error: int) -> None:
-            result: int | EndIo = error
-            if not error:
-                data = bytes(buffer)
-                if self._digest(data) == digest:
-                    self._keep(number, data)
-                    result = self._check(bio)
-                elif self._corrupted("metadata", number):
-                    result = errno.EIO
-                else:
-                    bio.per_bio.unverified[number] = data
-                    result = self._check(bio)
-            if isinstance(result, int):
-                bio.per_bio.checked = True
-                bio.endio(result)
+        def is_good(data: bytes | bytearray) -> bool:
+            return self._digest(data) == digest
 
-        self.submit(Op.READ, self.hash.bdev, number * self.hash_block // SECTOR_SIZE, memoryview(buffer), done)
+        def read(error: int) -> None:
+            if error:
+                then(error)
+            elif is_good(buffer) or self.fec is None:
+                found(bytes(buffer))
+            else:
+                place = self.fec.number_of_hash_block(number)
+                self.fec.decode(place, lambda block, data: False, is_good, found)
+
+        def found(data: bytes | None) -> None:
+            if data is not None and is_good(data):
+                self._keep(number, data)
+            elif self._corrupted("metadata", number):
+                then(errno.EIO)
+                return
+            else:
+                carried.unverified[number] = bytes(buffer)
+            then(0)
+
+        self.submit(Op.READ, self.hash.bdev, number * self.hash_block // SECTOR_SIZE, memoryview(buffer), read)
 
     def _corrupted(self, kind: str, block: int) -> bool:
         """Tell of a block that does not match; whether the bio has to fail for it (`verity_handle_err`)."""
@@ -285,6 +380,10 @@ class Verity(Target):
             return "C" if self.hash_failed else "V"
         options = [self.mode] if self.mode else []
         options += [flag for flag in FLAGS if flag in self.flags]
+        if self.fec is not None:
+            fec = self.fec
+            values = (fec.dev.number, str(fec.blocks), str(fec.start), str(fec.roots))
+            options += [word for pair in zip(FEC_OPTIONS, values, strict=True) for word in pair]
         words = [
             str(self.format),
             self.data.number,
