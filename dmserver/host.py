@@ -125,7 +125,9 @@ class Host:
             done = self._count(done)
         if not session.privileged:
             done = _without_secrets(done)
-        if self.personality == "netbsd" or (self.personality == "auto" and verb not in _LINUX_VERBS):
+        if self.personality == "netbsd" or (
+            self.personality == "auto" and (verb not in _LINUX_VERBS or not session.privileged)
+        ):
             return self.netbsd.dictionary(session, request, done)
         if not session.privileged and verb not in _ANYONES_VERBS:
             Call(request, done).finish(Refusal(errno.EPERM, f"command {describe(verb)} needs the superuser"))
