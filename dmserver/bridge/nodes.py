@@ -96,7 +96,7 @@ def change_owner(node: Node, *, mode: int | None = None, uid: int = -1, gid: int
 
 def attributes(path: bytes, node: Dir | File | Link | Special) -> dict[str, int]:
     """The fields of `struct stat` for the node at `path`."""
-    size = len(node.target) if isinstance(node, Link) else _KERNEL_PAGE if isinstance(node, File) else 0
+    size = len(node.target) if isinstance(node, Link) else len(node.content()) if isinstance(node, File) else 0
     owner = node.owner
     fields = {
         "dev": _device_of_dev(),
@@ -108,7 +108,7 @@ def attributes(path: bytes, node: Dir | File | Link | Special) -> dict[str, int]
         "rdev": os.makedev(*node.dev) if isinstance(node, Special) else 0,
         "size": size,
         "blksize": _KERNEL_PAGE,
-        "blocks": 0,
+        "blocks": (size + 511) // 512,
     }
     for which in ("atime", "mtime", "ctime"):
         fields[which], fields[which + "_nsec"] = _STARTED.st_mtime_ns // 10**9, 0

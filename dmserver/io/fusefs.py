@@ -38,6 +38,7 @@ except (ImportError, OSError) as failure:  # OSError: mfusepy found no libfuse
 __all__ = ["FuseMount"]
 
 _MNT_FORCE, _MNT_DETACH = 1, 2
+_CAP_ASYNC_DIO = 1 << 15
 _BLOCK = 4096
 _THREADS = 1000
 _log = logging.getLogger(__name__)
@@ -105,6 +106,7 @@ class _Files(mfusepy.Operations):  # type: ignore[misc]
 
     def init_with_config(self, conn: Any, config: Any) -> None:
         os.chdir(self._directory)  # libfuse went to /
+        conn.want &= ~_CAP_ASYNC_DIO  # else a write that is cut short at the end would be EIO
         conn.max_background = conn.congestion_threshold = _THREADS
         self.ready.set()
 
@@ -188,8 +190,8 @@ class _Files(mfusepy.Operations):  # type: ignore[misc]
 
     def truncate(self, path: str | None, length: int, fh: Any = None) -> int:
         """O_TRUNC means nothing to a block device; any other size is refused."""
-        dev = self._find(path) if path is not None else self._handles[fh.fh]
-        if isinstance(dev, str) or length not in (0, dev.bytes):
+        dev = self._find(path) if path is not None else None  # mfusepy does not tell which open file it is
+        if isinstance(dev, str) or (length and (dev is None or length != dev.bytes)):
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), path)
         return 0
 

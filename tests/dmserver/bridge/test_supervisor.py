@@ -108,9 +108,11 @@ def test_a_client_killed_while_it_waits(compile_c: Callable[..., Path], dmserver
 
 @gcc
 def test_vfork_and_exec_get_their_own_memory(compile_c: Callable[..., Path], dm_run: Run) -> None:
-    main = r"""int main(int argc, char **argv) { int fd = control(), status; dm(fd, 3, argc > 1 ? "child" : "parent", 0);
+    main = r"""int main(int argc, char **argv) {
+        int fd = control(), status; dm(fd, 3, argc > 1 ? "child" : "parent", 0);
         if (argc > 1) return 0;
-        pid_t pid = vfork(); if (!pid) { close(open("/dev/mapper/control", O_RDWR)); execl(argv[0], argv[0], "x", NULL); }
+        pid_t pid = vfork();
+        if (!pid) { close(open("/dev/mapper/control", O_RDWR)); execl(argv[0], argv[0], "x", NULL); }
         waitpid(pid, &status, 0);
         printf("%d %d %d\n", status, dm(fd, 7, "child", 0), dm(fd, 7, "parent", 0)); return 0; }"""
     assert dm_run(compile_c(main)).stdout == "0 47 47\n"

@@ -1,0 +1,129 @@
+"""The namespace as programs see it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from dmserver.bridge.namespace import PATHS
+from dmserver.testing import PrivateServer
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def machine(dmserver: PrivateServer) -> PrivateServer:
+    """A disk, a device with a table on it, and one without a table."""
+    dmserver.call(lambda: dmserver.host.add_pdev("/dev/ram0=ram:8M"))
+    dmserver.run("dmsetup", "create", "vol", "--uuid", "U", "--table", "0 64 linear /dev/ram0 0")
+    dmserver.run("dmsetup", "create", "empty", "--notable")
+    return dmserver
+
+
+def sh(machine: PrivateServer, script: str) -> str:
+    return machine.run("sh", "-c", script).stdout
+
+
+@pytest.mark.parametrize(
+    ("script", "printed"),
+    [
+        ("ls /dev/mapper", "control\nvol\n"),
+        ("cd /dev && ls mapper/../dm-0 ram0 && ls -d dm-1", "mapper/../dm-0\nram0\n"),
+        ("stat -L -c '%F %t:%T' /dev/mapper/vol /dev/ram0 /dev/mapper/control", None),
+        ("readlink /dev/mapper/vol; readlink -f /dev/mapper/vol", "../dm-0\n/dev/dm-0\n"),
+        ("readlink /sys/dev/block/253:0; readlink -f /sys/block/dm-0", None),
+        ("cd /sys/dev/block/253:0/dm && cat name uuid suspended && pwd -P", None),
+        ("cat /sys/block/ram0/size; ls /sys/block/ram0/holders /sys/block/dm-0/slaves", None),
+        ("grep -c device-mapper /proc/devices; grep device-mapper /proc/misc", "1\n236 device-mapper\n"),
+        ("test -e /run/udev/control || echo none", "none\n"),
+        ("find /dev -maxdepth 1 -type b -name 'dm-*'; find /sys/block/ -name 'dm-*' -type l", None),
+        ("exec 3</sys/block/dm-0/size; cat <&3; cat /dev/fd/3 3</sys/block/dm-0/ro", "64\n0\n"),
+        ("python3 -c \"import os; print(os.fstat(os.open('/dev/dm-0', 0)).st_rdev == os.makedev(253, 0))\"", "True\n"),
+        ("ln -s /dev/mapper/vol /tmp/dm-link.$$; blockdev --getsz /tmp/dm-link.$$; rm /tmp/dm-link.$$", "64\n"),
+        ("cp /sys/block/dm-0/size /tmp/dm-size.$$; cat /tmp/dm-size.$$; rm /tmp/dm-size.$$", "64\n"),
+    ],
+)
+def test_what_is_there(machine: PrivateServer, script: str, printed: str | None) -> None:
+    expected = {
+        "stat": "block special file fd:0\nblock special file 1:0\ncharacter special file a:ec\n",
+        "readlink": "../../devices/virtual/block/dm-0\n/sys/devices/virtual/block/dm-0\n",
+        "cd": "vol\nU\n0\n/sys/devices/virtual/block/dm-0/dm\n",
+        "cat": "16384\n/sys/block/dm-0/slaves:\nram0\n\n/sys/block/ram0/holders:\ndm-0\n",
+        "find": "/dev/dm-0\n/sys/block/dm-0\n",
+    }
+    out = machine.run("sh", "-c", script, check=False).stdout
+    assert out == (printed if printed is not None else expected[script.split()[0]])
+
+
+def test_nodes_links_and_directories_are_kept(machine: PrivateServer) -> None:
+    script = """mkdir /dev/vg && ln -s /dev/mapper/vol /dev/vg/lv && mknod /dev/vg/node b 253 0 && ls /dev/vg
+    stat -c %F /dev/vg/node; chmod 640 /dev/vg/node; chown 5:6 /dev/vg/node; stat -c '%a %u:%g' /dev/vg/node
+    mv /dev/vg /dev/vg2 && ls /dev/vg2; rmdir /dev/vg2; rm /dev/vg2/*; rmdir /dev/vg2 && ls -d /dev/vg2"""
+    done = machine.run("sh", "-c", script, check=False)
+    assert done.stdout == "lv\nnode\nblock special file\n640 5:6\nlv\nnode\n"
+    assert done.stderr.count("\n") == 2
+    assert not os.path.exists("/dev/vg")
+
+
+def test_a_node_of_the_host_is_not_removed(machine: PrivateServer) -> None:
+    assert machine.run("rm", "-f", "/dev/null", check=False).returncode == 1
+    assert os.path.exists("/dev/null")
+
+
+def test_open_files_hold_a_device(machine: PrivateServer) -> None:
+    script = """exec 3</dev/mapper/vol; dmsetup info -c --noheadings -o open vol; dmsetup remove vol; exec 3<&-
+    dmsetup info -c --noheadings -o open vol"""
+    done = machine.run("sh", "-c", script)
+    assert done.stdout == "1\n0\n"
+    assert "busy" in done.stderr
+
+
+@pytest.mark.parametrize(("device", "error"), [("/dev/ram0", "Device or resource busy"), ("/dev/dm-0", "")])
+def test_exclusive_opens(machine: PrivateServer, device: str, error: str) -> None:
+    code = f"import os; fd = os.open('{device}', os.O_RDWR | os.O_EXCL); os.open('{device}', os.O_RDONLY)"
+    assert error in machine.run("python3", "-c", code, check=False).stderr
+
+
+def test_a_second_exclusive_open_is_refused_until_the_first_is_closed(machine: PrivateServer) -> None:
+    code = """import os
+first = os.open('/dev/dm-0', os.O_RDONLY | os.O_EXCL)
+copy = os.dup(first)
+os.close(first)
+try: os.open('/dev/dm-0', os.O_RDONLY | os.O_EXCL)
+except OSError as error: print(error.errno)
+os.close(copy)
+os.close(os.open('/dev/dm-0', os.O_RDONLY | os.O_EXCL))
+"""
+    assert machine.run("python3", "-c", code).stdout == "16\n"
+
+
+def test_a_backing_file_itself_stays_a_file(dmserver: PrivateServer, tmp_path: Path) -> None:
+    image = tmp_path / "disk.img"
+    image.write_bytes(bytes(1 << 20))
+    dmserver.call(lambda: dmserver.host.add_pdev(f"/dev/loop4={image}"))
+    code = """import os, stat
+for path in ('/dev/loop4', 'disk.img'):
+    print(stat.S_ISBLK(os.fstat(os.open(path, os.O_RDWR)).st_mode), os.lseek(os.open(path, 0), 0, 2))
+"""
+    assert dmserver.run("python3", "-c", code, cwd=tmp_path).stdout == "True 1048576\nFalse 1048576\n"
+
+
+def test_data_go_through(machine: PrivateServer) -> None:
+    script = """printf hello | dd of=/dev/mapper/vol bs=1 seek=1000 conv=notrunc,fsync 2>/dev/null
+    dd if=/dev/ram0 bs=1 skip=1000 count=5 2>/dev/null; dd if=/dev/zero of=/dev/dm-0 bs=64k oflag=direct 2>&1 | tail -1"""
+    assert sh(machine, script).startswith("hello32768 bytes")
+
+
+def test_rules_have_no_two_answers() -> None:
+    assert len({rule.path for rule in PATHS}) == len(PATHS)
+    assert all(rule.answer and 1 <= rule.rung <= 8 for rule in PATHS)
+
+
+def test_python_is_not_disturbed(dm_run: Run, tmp_path: Path) -> None:
+    code = "import os, json, ssl; os.chdir('/'); print(os.getcwd(), len(os.listdir('/dev')) > 5)"
+    assert dm_run(sys.executable, "-c", code, cwd=tmp_path).stdout == "/ True\n"

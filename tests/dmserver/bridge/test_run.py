@@ -1,0 +1,95 @@
+"""`dmserver run`: exit status, signals, refusals, joining a server."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dmserver.testing import PrivateServer
+
+TOOL = [sys.executable, "-m", "dmserver", "run"]
+
+
+def run(*argv: str, **options: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*TOOL, *argv], capture_output=True, text=True, check=False, timeout=60, **options)  # type: ignore[call-overload, no-any-return]
+
+
+def test_a_table_names_a_file_of_the_working_directory(tmp_path: Path) -> None:
+    (tmp_path / "disk.img").write_bytes(bytes(1 << 20))
+    script = "dmsetup create vol --table '0 2048 linear disk.img 0' && dmsetup table && ls /dev/mapper"
+    done = run("--", "sh", "-c", script, cwd=tmp_path)
+    assert (done.stdout, done.stderr) == ("vol: 0 2048 linear 7:0 0\ncontrol\nvol\n", "")
+
+
+def test_nothing_is_left_of_it(tmp_path: Path) -> None:
+    env = {**os.environ, "TMPDIR": str(tmp_path)}
+    assert run("--", "sh", "-c", "ls /dev/mapper; cat /proc/devices >/dev/null", env=env).returncode == 0
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(("script", "status"), [("exit 7", 7), ("true", 0), ("kill -TERM $$", -signal.SIGTERM)])
+def test_the_exit_status_is_the_programs(script: str, status: int) -> None:
+    assert run("--", "sh", "-c", script).returncode == status
+
+
+@pytest.mark.parametrize(
+    ("argv", "status", "words"),
+    [
+        ([], 125, "no program"),
+        (["--", "no-such-program"], 127, "no-such-program"),
+        (["--pdev", "nonsense", "--", "true"], 125, "nonsense"),
+        (["--socket", "/nowhere/s", "--", "true"], 127, "No such file"),
+        (["--socket", "/nowhere/s", "--keep", "--", "true"], 125, "--keep"),
+    ],
+)
+def test_refusals_say_why(argv: list[str], status: int, words: str) -> None:
+    done = run(*argv)
+    assert done.returncode == status
+    assert words in done.stderr
+
+
+def test_a_bridge_under_a_bridge_is_refused() -> None:
+    done = run("--", *TOOL, "--", "true")
+    assert done.returncode == 125
+    assert "supervised already" in done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_signals_are_passed_on(number: signal.Signals) -> None:
+    name = number.name.removeprefix("SIG")
+    script = f"trap 'echo got {name}; exit 3' {name}; echo ready; while :; do sleep 0.05; done"
+    with subprocess.Popen([*TOOL, "--", "sh", "-c", script], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(number)
+        assert process.stdout.readline() == f"got {name}\n"
+    assert process.returncode == 3
+
+
+def test_orphans_are_reaped() -> None:
+    script = "(sh -c 'sleep 0.1; exit 5' &) ; sleep 0.3; ps -o stat= --ppid $PPID | grep -c Z || true"
+    assert run("--", "sh", "-c", script).stdout.strip() in ("0", "")
+
+
+def test_join_a_server(dmserver: PrivateServer) -> None:
+    assert run("--socket", dmserver.socket, "--", "dmsetup", "create", "a", "--table", "0 8 zero").returncode == 0
+    assert dmserver.run("dmsetup", "table").stdout == "a: 0 8 zero \n"
+    assert run("--socket", dmserver.socket, "--", "sh", "-c", "head -c 4096 /dev/mapper/a | wc -c").stdout == "4096\n"
+
+
+def test_keep_serves_the_devices_afterwards() -> None:
+    command = [*TOOL, "--keep", "--", "dmsetup", "create", "a", "--table", "0 8 zero"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr
+        path = process.stderr.readline().split()[-1]
+        from dmserver.client import Client
+
+        with Client(path) as client:
+            assert client.names() == [("a", 0)]
+        process.send_signal(signal.SIGTERM)
+    assert process.returncode == 0
