@@ -31,7 +31,7 @@ from .model.mapper import Mapper
 from .model.minors import EverGrowing, LowestFree
 from .targets.registry import TargetRegistry
 
-__all__ = ["Host", "Personality"]
+__all__ = ["LINUX_MAJOR", "NETBSD_MAJOR", "Host", "Personality"]
 
 Personality = Literal["auto", "linux", "netbsd"]
 
