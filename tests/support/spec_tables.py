@@ -1,6 +1,6 @@
 """The tables of specs/*.md, made from the code they describe.
 
-In a page a table follows its mark, `<!-- table: NAME -->`. `python tests/support/spec_tables.py` writes all of them
+In a page a table follows its mark, `<!-- table: NAME -->`. `PYTHONPATH=tests python -m support.spec_tables` writes all of them
 anew; test_specs.py holds them against the code.
 """
 
@@ -12,11 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from construct import Array, Rebuild, Renamed, SizeofError, Struct
+from support.bridge_replay import EXCLUDED, MASKS, SESSIONS
 
 from dmproto import draft2008, libdm, linux, netbsd, translate
 from dmproto.commands import COMMANDS, CommandFlag
 from dmproto.flags import DmFlag
 from dmproto.objects import Dictionary
+from dmserver.bridge.blockioctl import IOCTLS
+from dmserver.bridge.namespace import PATHS
+from dmserver.bridge.rules import SYSCALL_RULES
 
 SPECS = Path(__file__).parents[2] / "specs"
 MARK = re.compile(r"<!-- table: ([\w. ]+) -->\n\n?((?:\|.*\n)*\n?)")
@@ -96,6 +100,23 @@ def cmd_data() -> Iterator[tuple[object, ...]]:
         yield ", ".join(c.verbs), kind(takes) if takes else "empty", kind(gives) if gives else "none"
 
 
+def bridge_sessions() -> Iterator[tuple[object, ...]]:
+    for file, rung in sorted(SESSIONS.items(), key=lambda item: item[1]):
+        reasons = [f"{numbers(lines)}: {reason}" for name, lines, reason in EXCLUDED if name == file]
+        yield rung, f"`{file}`", "; ".join(reasons) or "all steps equal"
+
+
+def numbers(lines: tuple[int, ...]) -> str:
+    """Line numbers, runs written short."""
+    runs: list[list[int]] = []
+    for line in lines:
+        if runs and line == runs[-1][-1] + 1:
+            runs[-1].append(line)
+        else:
+            runs.append([line])
+    return ", ".join(f"{run[0]}" if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "commands": lambda: table("number | Linux | NetBSD | takes | gives | since | in NetBSD's driver", commands()),
     "flags": lambda: table("bit | name", [(f"0x{flag:x}", flag.name) for flag in DmFlag]),
@@ -107,6 +128,15 @@ TABLES: dict[str, Callable[[], str]] = {
     ),
     "draft2008.HEADER": lambda: keys(draft2008.HEADER),
     "translate.EXTENSION": lambda: keys(translate.EXTENSION),
+    "bridge syscalls": lambda: table(
+        "rung | system calls | answer", [(r.rung, " ".join(r.names), r.answer) for r in SYSCALL_RULES]
+    ),
+    "bridge paths": lambda: table("rung | path | answer", [(r.rung, f"`{r.path}`", r.answer) for r in PATHS]),
+    "bridge ioctls": lambda: table(
+        "rung | ioctl | number | answer", [(r.rung, r.name, f"{n:#x}", r.answer) for n, r in IOCTLS.items()]
+    ),
+    "bridge sessions": lambda: table("rung | session | not compared, and why", bridge_sessions()),
+    "bridge masks": lambda: table("masked | why", [(f"`{p}`".replace("|", "\\|"), why) for p, _, why in MASKS]),
     "libdm.CHAR_MAJORS": lambda: table("block major | char major", libdm.CHAR_MAJORS.items()),
     **{
         f"netbsd {payload.name}": lambda schema=schema: keys(schema.subcon)
