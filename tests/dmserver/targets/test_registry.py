@@ -1,0 +1,27 @@
+from __future__ import annotations
+
+import pytest
+
+from dmserver.model.dm_target import Target
+from dmserver.targets.registry import TargetRegistry
+from dmserver.targets.zero import Zero
+
+
+def names(registry: TargetRegistry) -> list[str]:
+    return [kind.name for kind in registry]
+
+
+def test_types_of_dm_mod_are_there_and_modules_come_when_they_are_named() -> None:
+    registry = TargetRegistry.installed()
+    assert names(registry) == ["striped", "linear", "error"]
+    assert registry.get("snapshot-origin") is not None
+    assert names(registry)[:3] == ["snapshot-merge", "snapshot-origin", "snapshot"]
+    assert registry.get("zero") is Zero
+    assert names(registry)[0] == "zero"
+    assert registry.get("no such type") is None
+
+
+def test_a_name_is_registered_once() -> None:
+    registry = TargetRegistry([Zero])
+    with pytest.raises(ValueError, match=r"'zero' is registered already"):
+        registry.register(type("Other", (Target,), {"name": "zero"}))
