@@ -22,7 +22,7 @@ A target is a class. `ctr` reads the arguments, `map` says where a bio goes, the
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import Enum, Flag, auto
 from itertools import islice
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, TypeVar
@@ -218,6 +218,11 @@ class Target:
     def ima_name(self) -> str:
         """How an `ima_status` begins (`DMEMIT_TARGET_NAME_VERSION`)."""
         return "target_name={},target_version={}.{}.{}".format(self.name, *self.version)
+
+    def ima_line(self, values: Mapping[str, object]) -> str:
+        """An `ima_status`: KEY=value pairs; truths are y or n."""
+        words = [f"{key}={'ny'[value] if isinstance(value, bool) else value}" for key, value in values.items()]
+        return ",".join([self.ima_name(), *words]) + ";"
 
     # -- what a type may use ----------------------------------------------------------------------------
 

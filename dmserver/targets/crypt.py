@@ -310,6 +310,16 @@ class Crypt(Target):
         words = [self.cipher_string, key, str(self.iv_offset), self.dev.number, str(self.start)]
         return " ".join([*words, str(len(options)), *options] if options else words)
 
+    def ima_status(self) -> str:
+        values: dict[str, object] = {option: option in self.flags for option in FLAG_OPTIONS}
+        values["iv_large_sectors"] = self.iv_large_sectors
+        if self.integrity:
+            values["integrity_tag_size"], values["cipher_auth"] = self.integrity.split(":")
+        if self.sector_size != SECTOR_SIZE:
+            values["sector_size"] = self.sector_size
+        values |= {"cipher_string": self.cipher_string, "key_size": self.key_size, "key_parts": len(self.ciphers)}
+        return self.ima_line(values | {"key_extra_size": 0, "key_mac_size": 0})
+
     def iterate_devices(self) -> Iterator[tuple[DmPdev, int, int]]:
         yield self.dev, self.start, self.len
 

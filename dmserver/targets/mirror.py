@@ -495,6 +495,14 @@ class Mirror(Target):
         features = [name for name in ("handle_errors", "keep_log") if getattr(self, name)]
         return " ".join([*words, str(len(features)), *features] if features else words)
 
+    def ima_status(self) -> str:
+        values: dict[str, object] = {"nr_mirrors": len(self.legs)}
+        for number, leg in enumerate(self.legs):
+            values[f"mirror_device_{number}"] = leg.dev.number
+            values[f"mirror_device_{number}_status"] = leg.health
+        values |= {"handle_errors": self.handle_errors, "keep_log": self.keep_log, "log_type_status": ""}
+        return self.ima_line(values)
+
     def iterate_devices(self) -> Iterator[tuple[DmPdev, int, int]]:
         for leg in self.legs:
             yield leg.dev, leg.offset, self.len

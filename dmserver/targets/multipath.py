@@ -376,17 +376,33 @@ class Multipath(Target):
             words += ["queue_mode", "bio"]
         return " ".join([str(len(words)), *words])
 
+    def _state(self, group: PriorityGroup) -> str:
+        return "D" if group.bypassed else "A" if group is self.current else "E"
+
     def _group_status(self, group: PriorityGroup, kind: StatusType) -> str:
         selector = group.selector
         if kind is StatusType.TABLE:
             head = f"{selector.name} 0 {len(group.paths)} {selector.table_args} "
             return head + "".join(f"{path.dev.number} {selector.status(path, kind)}" for path in group.paths)
-        state = "D" if group.bypassed else "A" if group is self.current else "E"
-        head = f"{state} 0 {len(group.paths)} {selector.info_args} "
+        head = f"{self._state(group)} 0 {len(group.paths)} {selector.info_args} "
         return head + "".join(
             f"{path.dev.number} {'A' if path.is_active else 'F'} {path.fail_count} {selector.status(path, kind)}"
             for path in group.paths
         )
+
+    def ima_status(self) -> str:
+        values: dict[str, object] = {"nr_priority_groups": len(self.groups)}
+        with self._lock:
+            for at, group in enumerate(self.groups):
+                values[f"pg_state_{at}"] = self._state(group)
+                values[f"nr_pgpaths_{at}"] = len(group.paths)
+                values[f"path_selector_name_{at}"] = group.selector.name
+                for number, path in enumerate(group.paths):
+                    values[f"path_name_{at}_{number}"] = path.dev.number
+                    values[f"is_active_{at}_{number}"] = "A" if path.is_active else "F"
+                    values[f"fail_count_{at}_{number}"] = path.fail_count
+                    values[f"path_selector_status_{at}_{number}"] = ""
+        return self.ima_line(values)
 
     def iterate_devices(self) -> Iterator[tuple[DmPdev, int, int]]:
         for group in self.groups:

@@ -417,6 +417,17 @@ class Snapshot(Target):
         used, metadata = self.store.usage()
         return f"{used}/{self.cow.bdev.size} {metadata}"
 
+    def ima_status(self) -> str:
+        return self.ima_line(
+            {
+                "snap_origin_name": self.origin.number,
+                "snap_cow_name": self.cow.number,
+                "snap_valid": self.valid,
+                "snap_merge_failed": self.merge_failed,
+                "snapshot_overflowed": self.overflowed,
+            }
+        )
+
     def iterate_devices(self) -> Iterator[tuple[DmPdev, int, int]]:
         yield self.origin, 0, self.len
         yield self.cow, 0, self.cow.bdev.size

@@ -398,6 +398,20 @@ class Verity(Target):
         ]
         return " ".join([*words, str(len(options)), *options] if options else words)
 
+    def ima_status(self) -> str:
+        values: dict[str, object] = {
+            "hash_failed": "C" if self.hash_failed else "V",
+            "verity_version": self.format,
+            "data_device_name": self.data.number,
+            "hash_device_name": self.hash.number,
+            "verity_algorithm": self.algorithm,
+            "root_digest": self.root_digest.hex(),
+            "salt": self.salt.hex() or "-",
+            "ignore_zero_blocks": self.zero_digest is not None,
+            "check_at_most_once": self.validated is not None,
+        }
+        return self.ima_line(values | ({"verity_mode": self.mode} if self.mode else {}))
+
     def iterate_devices(self) -> Iterator[tuple[DmPdev, int, int]]:
         yield self.data, 0, self.len
 

@@ -147,3 +147,13 @@ def test_the_key_changes_while_suspended() -> None:
     target(device).message(["key", "set", OTHER])
     bench.resume(device)
     assert status(device, StatusType.TABLE) == f"aes-cbc-plain {OTHER} 0 1:0 0"
+
+
+def test_measured_by_ima() -> None:
+    bench = Bench()
+    device = bench.load("c", (Crypt, 64, f"aes-xts-plain64 {KEY} 0 1:0 0 2 allow_discards sector_size:4096"))
+    assert target(device).ima_status() == (
+        "target_name=crypt,target_version=1.24.0,allow_discards=y,same_cpu_crypt=n,submit_from_crypt_cpus=n,"
+        "no_read_workqueue=n,no_write_workqueue=n,iv_large_sectors=n,sector_size=4096,cipher_string=aes-xts-plain64,"
+        "key_size=32,key_parts=1,key_extra_size=0,key_mac_size=0;"
+    )

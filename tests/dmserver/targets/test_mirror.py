@@ -299,3 +299,13 @@ def test_a_new_log_device_that_cannot_be_read() -> None:
         "device-mapper: dirty region log: 1:2: Failed to read header on dirty region log device"
         in bench.mapper.events.lines
     )
+
+
+def test_measured_by_ima() -> None:
+    bench = Bench()
+    device = bench.load("m", (Mirror, 64, "core 2 8 nosync 2 1:0 0 1:1 0 1 handle_errors"))
+    assert device.live is not None
+    assert device.live.targets[0].ima_status() == (
+        "target_name=mirror,target_version=1.14.0,nr_mirrors=2,mirror_device_0=1:0,mirror_device_0_status=A,"
+        "mirror_device_1=1:1,mirror_device_1_status=A,handle_errors=y,keep_log=n,log_type_status=;"
+    )

@@ -244,3 +244,12 @@ def test_service_time_weighs_bytes_by_throughput() -> None:
     for _ in range(4):
         start(device, Op.READ, 0, bytes(512))
     assert status(device) == "2 0 0 0 1 1 A 0 2 2 1:0 A 0 512 1 1:1 A 0 1536 3 "
+
+
+def test_measured_by_ima() -> None:
+    device = Bench().load("m", (Multipath, 64, f"{BIO} 1 1 queue-length 0 1 1 1:0 1"))
+    assert device.live is not None
+    assert device.live.targets[0].ima_status() == (
+        "target_name=multipath,target_version=1.14.0,nr_priority_groups=1,pg_state_0=E,nr_pgpaths_0=1,"
+        "path_selector_name_0=queue-length,path_name_0_0=1:0,is_active_0_0=A,fail_count_0_0=0,path_selector_status_0_0=;"
+    )

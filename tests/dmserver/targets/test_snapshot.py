@@ -181,3 +181,11 @@ def test_handover_wants_the_source_suspended() -> None:
     bench.remove(snap)
     assert bench.mapper.events.lines[-1] == "device-mapper: snapshots: Cancelling snapshot handover."
     assert status(other) == "Invalid"
+
+
+def test_measured_by_ima() -> None:
+    _, snap = scene(Bench())
+    assert snap.live.targets[0].ima_status() == (
+        "target_name=snapshot,target_version=1.16.0,snap_origin_name=1:0,snap_cow_name=1:1,snap_valid=y,"
+        "snap_merge_failed=n,snapshot_overflowed=n;"
+    )

@@ -206,3 +206,13 @@ def test_a_tree_made_by_veritysetup(tmp_path: Path, version: int, size: int, alg
     assert read(device, 0, len(data) // 512) == data
     assert status(device) == "V"
     assert status(device, StatusType.TABLE) == params
+
+
+def test_measured_by_ima() -> None:
+    device = scene(Bench(), "1 ignore_corruption")
+    root = tree(pattern(1, 0, 2400), b"\xaa")[1].hex()
+    assert device.live.targets[0].ima_status() == (
+        "target_name=verity,target_version=1.9.0,hash_failed=V,verity_version=1,data_device_name=1:0,"
+        f"hash_device_name=1:1,verity_algorithm=sha256,root_digest={root},salt=aa,ignore_zero_blocks=n,"
+        "check_at_most_once=n,verity_mode=ignore_corruption;"
+    )
