@@ -232,3 +232,25 @@ def test_a_program_joins_the_server(directory: Path) -> None:
             client.create("b")
         assert dmsetup("ls").split() == ["a", "(253:0)", "b", "(253:1)"]
     assert os.listdir(directory) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be other users")
+@pytest.mark.skipif(shutil.which("socat") is None, reason="socat is not installed")
+def test_other_users_get_what_they_are_allowed(directory: Path) -> None:
+    admin, reader, stranger = 65531, 65532, 65533
+    path = str(directory / "s")
+    directory.chmod(0o755)
+
+    def ask(uid: int, command: str) -> object:
+        request = proplib.dumps({"command": command, "version": [4, 0, 0], "name": "a"})
+        sent = subprocess.run(
+            ["socat", "-", f"UNIX-CONNECT:{path}"], input=request, capture_output=True, timeout=30, user=uid
+        )
+        reply = proplib.loads(sent.stdout) if sent.stdout else {"errno": None}
+        assert isinstance(reply, dict)
+        return reply.get("errno", 0)
+
+    with program("--socket", path, "--allow-uid", str(admin), "--allow-read-uid", str(reader)) as server:
+        ready(server)
+        assert [ask(reader, "create"), ask(admin, "create"), ask(reader, "info")] == [errno.EPERM, 0, 0]
+        assert ask(stranger, "info") is None
