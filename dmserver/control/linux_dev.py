@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import re
 from collections.abc import Callable
+from heapq import heappop, heappush
 from struct import Struct
 
 from dmproto.flags import DmFlag, NameListFlag
@@ -77,32 +78,26 @@ def dev_remove(call: Call) -> None:
 
 
 def remove_all(call: Call) -> None:
-    """dm_hash_remove_all(): in the order of names, again from the start after each removal that may have closed another
-    device."""
+    """dm_hash_remove_all(): always the first, by name, of those that are not open; open ones that a removal closes get
+    their turn again. O(n log n)."""
     mapper = call.control.mapper
-    skipped = -1
-    while skipped:
-        removed = False
-        skipped = 0
-        for device in mapper.sorted_by_name():
-            if device.openers:
-                device.deferred_remove |= call.has(DmFlag.DEFERRED_REMOVE)
-                skipped += 1
-                continue
-            stacked = _stands_on_devices(device)
-            mapper.remove(device)
-            removed = True
-            if stacked and skipped:
-                break
-        if not removed:
-            break
-    if skipped > 0:
-        call.control.complain(f"ioctl: remove_all left {skipped} open device(s)")
+    turns = [(device.name_bytes, device) for device in mapper.sorted_by_name()]
+    skipped: set[DmDev] = set()
+    while turns:
+        _, device = heappop(turns)
+        if device.openers:
+            device.deferred_remove |= call.has(DmFlag.DEFERRED_REMOVE)
+            skipped.add(device)
+            continue
+        below = [pdev.bdev for table in device.slots if table for pdev in table.pdevs]
+        mapper.remove(device)
+        for bdev in below:
+            if isinstance(bdev, DmDev) and bdev in skipped and not bdev.openers:
+                skipped.remove(bdev)
+                heappush(turns, (bdev.name_bytes, bdev))
+    if skipped:
+        call.control.complain(f"ioctl: remove_all left {len(skipped)} open device(s)")
     call.data_size = 0
-
-
-def _stands_on_devices(device: DmDev) -> bool:
-    return any(isinstance(pdev.bdev, DmDev) for table in device.slots if table for pdev in table.pdevs)
 
 
 def dev_rename(call: Call) -> None:
