@@ -76,7 +76,7 @@ class _Ioctl:
 
     def _answer(self, result: int, buffer: bytes, room: int, complaints: list[str]) -> None:
         if result < 0:
-            told = complaints[-1] if complaints else os.strerror(-result)
+            told = "; ".join(complaints) or os.strerror(-result)
             self._call.finish(Refusal(-result, told))
             return
         command = self._message.command
