@@ -72,12 +72,9 @@ class Mirror(Target):
     def ctr(self, argv: Sequence[str]) -> None:
         args = Arguments(argv)
         self.region_log = self._create_log(args)
-        try:
-            count = parse_u32(args.shift())
-            if not 2 <= count <= MAX_LEGS:
-                raise ValueError(f"{count}: expected 2 to {MAX_LEGS}")
-        except ValueError:
-            raise self.refuse("Invalid number of mirrors") from None
+        count = self._number(args, "Invalid number of mirrors")
+        if not 2 <= count <= MAX_LEGS:
+            raise self.refuse("Invalid number of mirrors")
         if len(args) < 2 * count:
             raise self.refuse("Too few mirror arguments")
         self.legs = [self._leg(*args.take(2)) for _ in range(count)]
@@ -98,14 +95,17 @@ class Mirror(Target):
         self.log_failure = self.leg_failure = False
         self.in_sync = self.region_log.sync_count == self.region_log.region_count
 
+    def _number(self, args: Arguments, complaint: str) -> int:
+        try:
+            return parse_u32(args.shift())
+        except ValueError:
+            raise self.refuse(complaint) from None
+
     def _create_log(self, args: Arguments) -> dirty_log.CoreLog:
         if len(args) < 2:
             raise self.refuse("Insufficient mirror log arguments")
         kind = args.shift()
-        try:
-            count = parse_u32(args.shift())
-        except ValueError:
-            raise self.refuse("Invalid mirror log argument count") from None
+        count = self._number(args, "Invalid mirror log argument count")
         if len(args) < count:
             raise self.refuse("Insufficient mirror log arguments")
         try:
@@ -124,10 +124,7 @@ class Mirror(Target):
         self.handle_errors = self.keep_log = False
         if not args:
             return
-        try:
-            count = parse_u32(args.shift())
-        except ValueError:
-            raise self.refuse("Invalid number of features") from None
+        count = self._number(args, "Invalid number of features")
         if count > len(args):
             raise self.refuse("Not enough arguments to support feature count")
         for feature in args.take(count):
