@@ -114,8 +114,9 @@ for path in ('/dev/loop4', 'disk.img'):
 
 
 def test_data_go_through(machine: PrivateServer) -> None:
-    script = """printf hello | dd of=/dev/mapper/vol bs=1 seek=1000 conv=notrunc,fsync 2>/dev/null
-    dd if=/dev/ram0 bs=1 skip=1000 count=5 2>/dev/null; dd if=/dev/zero of=/dev/dm-0 bs=64k oflag=direct 2>&1 | tail -1"""
+    script = """exec 2>/dev/null
+    printf hello | dd of=/dev/mapper/vol bs=1 seek=1000 conv=notrunc,fsync
+    dd if=/dev/ram0 bs=1 skip=1000 count=5; dd if=/dev/zero of=/dev/dm-0 bs=64k oflag=direct 2>&1 | tail -1"""
     assert sh(machine, script).startswith("hello32768 bytes")
 
 
