@@ -1,1 +1,127 @@
-"""The device-mapper control protocol: Linux's binary form, NetBSD's property-list form, and the way between."""
+"""The device-mapper control protocol: Linux's binary form, NetBSD's property-list form, and the way between.
+
+    >>> from dmproto import Form, Header, Message, TargetSpec, build, command, convert, parse, proplib
+    >>> load = command("reload")  # or "DM_TABLE_LOAD"
+    >>> zero = TargetSpec(start=0, length=8, type="zero")
+    >>> buffer = build(Message(command=load, header=Header(name="x"), payload=(zero,)))
+    >>> parse(buffer, load).payload == (zero,)
+    True
+    >>> text = convert(buffer, source=Form.BINARY, target=Form.PLIST, command=load)
+    >>> proplib.loads(text)["cmd_data"]
+    [{'length': Unsigned(8), 'params': '', 'start': Unsigned(0), 'type': 'zero'}]
+    >>> convert(text, source=Form.PLIST, target=Form.BINARY) == buffer
+    True
+
+`parse` and `build` are for the binary form, `to_message` and `to_dictionary` for dictionaries, `convert` for texts and
+buffers of every `Form`; `RequestStream` and `ReplyStream` cut a socket's bytes into messages. All that is refused
+raises a `DmError`. The submodules hold more: `proplib`, `netbsd`, `draft2008` and `libdm` for dictionaries,
+`captures`, `strace` and `explain` for recordings and people, `codegen` for schemas, `strategies` for tests.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from . import proplib
+from .commands import COMMANDS, Command, CommandFlag, Payload, command
+from .errors import BadBinary, BadDictionary, BadMessage, BadPlist, DmError, MessageTooLarge, NotSayable
+from .flags import DmFlag, NameListFlag, flag_names
+from .records import (
+    Dev,
+    DeviceEntry,
+    Header,
+    Message,
+    TargetMessage,
+    TargetSpec,
+    TargetVersion,
+    huge_decode,
+    huge_encode,
+    netbsd_decode,
+    netbsd_encode,
+    to_bytes,
+    to_text,
+)
+from .stream import (
+    CLOSED,
+    NEED_DATA,
+    BinaryReply,
+    BinaryRequest,
+    Event,
+    JsonMessage,
+    Malformed,
+    PlistMessage,
+    ReplyStream,
+    RequestStream,
+    binary_reply,
+    binary_request,
+)
+
+if TYPE_CHECKING:
+    from .linux import build, parse, parse_header
+    from .translate import Form, convert, detect, to_dictionary, to_message
+
+__all__ = [
+    "CLOSED",
+    "COMMANDS",
+    "NEED_DATA",
+    "BadBinary",
+    "BadDictionary",
+    "BadMessage",
+    "BadPlist",
+    "BinaryReply",
+    "BinaryRequest",
+    "Command",
+    "CommandFlag",
+    "Dev",
+    "DeviceEntry",
+    "DmError",
+    "DmFlag",
+    "Event",
+    "Form",
+    "Header",
+    "JsonMessage",
+    "Malformed",
+    "Message",
+    "MessageTooLarge",
+    "NameListFlag",
+    "NotSayable",
+    "Payload",
+    "PlistMessage",
+    "ReplyStream",
+    "RequestStream",
+    "TargetMessage",
+    "TargetSpec",
+    "TargetVersion",
+    "binary_reply",
+    "binary_request",
+    "build",
+    "command",
+    "convert",
+    "detect",
+    "flag_names",
+    "huge_decode",
+    "huge_encode",
+    "netbsd_decode",
+    "netbsd_encode",
+    "parse",
+    "parse_header",
+    "proplib",
+    "to_bytes",
+    "to_dictionary",
+    "to_message",
+    "to_text",
+]
+
+#: Where to find what needs construct: loaded when it is first asked for, since it takes three times all the rest.
+_LATER = {
+    **dict.fromkeys(("build", "parse", "parse_header"), "linux"),
+    **dict.fromkeys(("Form", "convert", "detect", "to_dictionary", "to_message"), "translate"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value = getattr(import_module(f".{_LATER[name]}", __name__), name)
+    return value

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import re
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, BinaryIO
 
 from . import captures, explain, linux, proplib, translate
@@ -46,13 +47,18 @@ Keys of crypt and integrity targets, and everything under DM_SECURE_DATA_FLAG, a
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the tool; the exit status. 1: a message or file was bad, 2: usage."""
-    parser = _parser()
-    options = parser.parse_args(arguments)
+    options = _parser().parse_args(arguments)
+    if sys.stderr is None:  # a stream is None if it was closed when the tool began
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115  # for as long as the process lives
+    if sys.stdout is None:
+        return _complain("standard output", os.strerror(errno.EBADF))
     try:
         status: int = options.run(options)
         sys.stdout.flush()
-    except BrokenPipeError:  # the reader had enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:  # of standard output: `_read` tells of files
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left goes nowhere
+        if not isinstance(error, BrokenPipeError):  # else the reader had enough
+            _complain("standard output", error.strerror or str(error))
         return 1
     except KeyboardInterrupt:
         return 130
@@ -185,40 +191,48 @@ def _each(options: argparse.Namespace, write: Callable[[Capture], None], *, keep
     status = 0
     for name in options.files:
         place = "standard input" if name == "-" else name
-        try:
-            with closing(sys.stdin.buffer if name == "-" else open(name, "rb")) as stream:
-                for capture in _with_progress(_captures(stream, options), place):
-                    where = f"{place}: {capture.where}" if capture.where else place
-                    try:
-                        if not capture.data and capture.note:
-                            raise BadMessage(capture.note)
-                        write(capture)
-                    except ValueError as error:  # BadMessage, or a combination that makes no sense
-                        refused = capture.result not in ("", "0")
-                        _complain(
-                            where, f"{error}{f' (the recorded call failed: {capture.result})' if refused else ''}"
-                        )
-                        status = status if refused else 1
-                        if not refused and not keep_going:
-                            break
-        except BrokenPipeError:
-            raise
-        except OSError as error:
-            _complain(place, error.strerror or str(error))
-            status = 1
-        except ValueError as error:
-            _complain(place, str(error))
-            status = 1
+        for capture in _read(name, place, options):
+            if isinstance(capture, Exception):
+                status = _complain(place, getattr(capture, "strerror", None) or str(capture))
+                break
+            try:
+                if not capture.data and capture.note:
+                    raise BadMessage(capture.note)
+                write(capture)
+            except ValueError as error:  # BadMessage, or a combination that makes no sense
+                where = f"{place}: {capture.where}" if capture.where else place
+                if capture.result not in ("", "0"):
+                    _complain(where, f"{error} (the recorded call failed: {capture.result})")
+                    continue
+                status = _complain(where, str(error))
+                if not keep_going:
+                    break
     return status
 
 
-def _captures(stream: BinaryIO, options: argparse.Namespace) -> Iterator[Capture]:
+def _read(name: str, place: str, options: argparse.Namespace) -> Iterator[Capture | OSError | ValueError]:
+    """The messages of a file; last the exception, where it cannot be read to its end."""
     form = Form(options.source) if options.source else None
-    return captures.read(stream, form=form, command=options.command, reply=options.reply)
+    try:
+        with _opened(name) as stream:
+            messages = captures.read(stream, form=form, command=options.command, reply=options.reply)
+            yield from _with_progress(messages, place)
+    except (OSError, ValueError) as error:
+        yield error
 
 
-def _complain(place: str, what: str) -> None:
+def _opened(name: str) -> AbstractContextManager[BinaryIO]:
+    if name != "-":
+        return open(name, "rb")
+    if sys.stdin is None:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+    return nullcontext(sys.stdin.buffer)
+
+
+def _complain(place: str, what: str) -> int:
+    """Tell of an error. The exit status."""
     print(f"dmproto: {place}: {what}", file=sys.stderr)
+    return 1
 
 
 def _with_progress(messages: Iterator[Capture], place: str) -> Iterator[Capture]:

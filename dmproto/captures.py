@@ -28,6 +28,7 @@ from typing import Any, BinaryIO, cast
 from . import linux, strace
 from .commands import BY_NAME, BY_NUMBER, DM_IOCTL, Command
 from .errors import BadMessage, MessageTooLarge
+from .records import to_bytes
 from .translate import Form, detect
 
 __all__ = ["MAX_MESSAGE", "Capture", "read", "unhex"]
@@ -72,7 +73,7 @@ def read(
         yield Capture(data=buffered.read(), form=form, command=command, reply=reply)
     elif form in (Form.PLIST, Form.DRAFT) or (form is None and start.startswith(b"<")):
         yield from _plists(buffered, form, command, reply)
-    elif start.startswith(b"{"):
+    elif form is Form.JSON or start.startswith(b"{"):
         yield from _json(buffered, command, reply)
     elif start.startswith(b"DMIO"):
         yield from _frames(buffered, reply)
@@ -202,6 +203,7 @@ def _strace(stream: BinaryIO) -> Iterator[Capture]:
     for line, call in strace.calls(text.decode("latin-1") for text in _lines(stream)):
         where = f"line {line}"
         for message in filter(None, (call.request, call.reply)):
+            _bound(message.header.data_size, where)
             try:
                 data = linux.build(message)
             except BadMessage as error:
@@ -260,35 +262,36 @@ def _json_line(line: bytes, number: int, command: Command | None, reply: bool) -
     if "command" in step or not {"op", "request", "request_hex", "ioctls", "exchanges", "control"} & step.keys():
         yield Capture(data=line.strip(), form=Form.JSON, command=command, reply=reply, where=where)
         return
-    yield from _recorded(step, where)
+    for calls in ([step], step.get("ioctls"), step.get("exchanges")):  # the step itself, and what it led to
+        for call in calls if isinstance(calls, list) else ():
+            if isinstance(call, dict):
+                yield from _recorded(call, where)
 
 
 def _recorded(step: dict[str, Any], where: str) -> Iterator[Capture]:
-    """A step of a recording, and the calls nested in it."""
+    """What a call of a recording passed in and got back."""
     name = step.get("cmd")
-    if step.get("op") == "blkioctl" or (name is not None and name not in BY_NAME):
-        return  # on a block device, or no command that anyone knows
     command = BY_NAME.get(name) if isinstance(name, str) else None
+    if step.get("op") == "blkioctl" or (command is None and name is not None):
+        return  # on a block device, or no command that anyone knows
     result = str(step.get("errno", step.get("cmd_errno") or step.get("ioctl_errno") or ""))
+    label = str(step.get("label", ""))
+    _bytes(result, f"{where}: errno")
+    _bytes(label, f"{where}: label")
     for key, reply in (("request", False), ("written", True), ("reply", True)):
         text = step.get(key, step.get(f"{key}_hex"))
         if not isinstance(text, str) or not text:
             continue
         form: Form
         if key in step and command is None:  # NetBSD's text
-            data = text.encode("utf-8", "surrogateescape")
+            data = _bytes(text, f"{where}: {key}")
             form = detect(data)
             if form is Form.BINARY:
                 form = Form.PLIST  # so broken that it does not look like one
         else:
             data = _unhex_field(text, f"{where}: {key}")
             form = Form.PLIST if command is None else Form.BINARY
-        label = str(step.get("label", ""))
         yield Capture(data=data, form=form, command=command, reply=reply, where=where, result=result, label=label)
-    for key in ("ioctls", "exchanges"):
-        for nested in step.get(key) or ():
-            if isinstance(nested, dict):
-                yield from _recorded(nested, where)
 
 
 def _unhex_field(text: str, where: str) -> bytes:
@@ -296,3 +299,10 @@ def _unhex_field(text: str, where: str) -> bytes:
         return unhex(text)
     except BadMessage as error:
         raise BadMessage(error.message, path=where) from None
+
+
+def _bytes(text: str, where: str) -> bytes:
+    try:
+        return to_bytes(text)
+    except UnicodeEncodeError:
+        raise BadMessage("a surrogate that stands for no byte", path=where) from None

@@ -42,6 +42,7 @@ _RESULT = re.compile(r"\)\s*= (-?\d+|\?)(?: ([A-Z]\w*))?")
 _RESUMED = re.compile(r"<\.\.\. ioctl resumed>,? ?")
 _UNFINISHED = " <unfinished ...>"
 _MAX_PENDING = 1024
+_MAX_DEPTH = 8  # strace goes to 4: arguments, struct dm_ioctl, dm_target_deps, its array
 
 _TOKEN = re.compile(
     r'\s*(?:/\*.*?\*/\s*)*(?:"(?P<text>(?:[^"\\]|\\.)*)"(?P<cut>\.\.\.)?|(?P<mark>[\[\]{},]|=>)'
@@ -131,7 +132,7 @@ class _Values:
     """strace's notation of C values: structs become dicts (members without a name under ""), arrays lists."""
 
     def __init__(self, text: str) -> None:
-        self.text, self.position = text, 0
+        self.text, self.position, self.depth = text, 0, 0
 
     def sides(self) -> list[list[Any]]:
         """What stands before and behind each `=>`."""
@@ -162,7 +163,12 @@ class _Values:
         if token["word"] is not None:
             return token["word"]
         if token["mark"] in ("{", "["):
-            return self._members("}" if token["mark"] == "{" else "]")
+            if self.depth == _MAX_DEPTH:
+                raise BadMessage(f"more than {_MAX_DEPTH} brackets within each other", offset=self.position)
+            self.depth += 1
+            members = self._members("}" if token["mark"] == "{" else "]")
+            self.depth -= 1
+            return members
         raise BadMessage(f"{token[0].strip()!r} where a value was expected", offset=self.position)
 
     def _members(self, close: str) -> Any:

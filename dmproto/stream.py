@@ -27,7 +27,7 @@ import re
 import struct
 from dataclasses import dataclass
 from enum import Enum
-from typing import Literal, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 from .errors import BadBinary, BadMessage, BadPlist, MessageTooLarge
 
@@ -36,7 +36,7 @@ __all__ = [
     "NEED_DATA",
     "BinaryReply",
     "BinaryRequest",
-    "Form",
+    "Event",
     "JsonMessage",
     "Malformed",
     "PlistMessage",
@@ -46,14 +46,14 @@ __all__ = [
     "binary_request",
 ]
 
-Form = Literal["plist", "json", "binary"]
+_Form = Literal["plist", "json", "binary"]
 
 LIMIT = 64 << 20  #: bytes of a message
 _MAGIC = b"DMIO"
 _REQUEST_HEAD = struct.Struct("<4sII")
 _REPLY_HEAD = struct.Struct("<4siI")
 _PLIST_END = b"</plist>"
-_FORMS: dict[int, Form] = {ord("<"): "plist", ord("{"): "json", ord("D"): "binary"}
+_FORMS: dict[int, _Form] = {ord("<"): "plist", ord("{"): "json", ord("D"): "binary"}
 _BLANKS = b" \t\r\n\0"
 _gap = re.compile(rb"[ \t\r\n\0]*+")
 _brace_or_quote = re.compile(rb'["{}]').search
@@ -95,7 +95,7 @@ class Malformed:
     """A message that is not to be had, and in which form to say so. After a fatal one nothing more can be read."""
 
     error: BadMessage
-    form: Form
+    form: _Form
     fatal: bool
 
 
@@ -104,8 +104,10 @@ class _Sentinel(Enum):
     CLOSED = "CLOSED"
 
 
-NEED_DATA = _Sentinel.NEED_DATA  #: No whole message is there; receive more.
-CLOSED = _Sentinel.CLOSED  #: No message will come any more: the peer has sent its last byte, or a fatal event was seen.
+NEED_DATA: Final = _Sentinel.NEED_DATA  #: No whole message is there; receive more.
+CLOSED: Final = (
+    _Sentinel.CLOSED
+)  #: No message will come any more: the peer has sent its last byte, or a fatal event was seen.
 
 Event: TypeAlias = PlistMessage | JsonMessage | BinaryRequest | BinaryReply | Malformed | _Sentinel
 
@@ -134,7 +136,7 @@ class _Stream:
         self._plist_limit = plist_limit
         self._binary_limit = binary_limit
         self._buffer = bytearray()  # the current message, less what was dropped, and what follows it
-        self._form: Form | None = None  # of the current message; None between messages
+        self._form: _Form | None = None  # of the current message; None between messages
         self._searched = 0  # how much of the buffer needs no further look
         self._dropped = 0  # bytes of the current message that are gone, since it is too large
         self._remaining = 0  # binary: bytes still to be dropped
@@ -172,7 +174,7 @@ class _Stream:
             )
         return event
 
-    def _next_text(self, form: Form) -> Event:
+    def _next_text(self, form: _Form) -> Event:
         end = self._find_plist_end() if form == "plist" else self._find_json_end()
         limit = self._plist_limit
         if end is None:
@@ -262,7 +264,7 @@ class _Stream:
         self._form = None
         self._searched = self._dropped = self._depth = 0
 
-    def _failure(self, error: BadMessage, form: Form) -> Malformed:
+    def _failure(self, error: BadMessage, form: _Form) -> Malformed:
         self._failed = True
         self._buffer.clear()
         return Malformed(error, form, fatal=True)

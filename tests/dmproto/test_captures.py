@@ -137,12 +137,33 @@ def test_socket_frames() -> None:
         (b"", "nothing there"),
         (b"{}\nx\n", "line 2: no JSON"),
         (b"{}\n" + b'{"a":' * 100_000 + b"\n", "line 2: no JSON"),
-        (b"ioctl(3, DM_VERSION, [{version=[4, 0, 0], data_size=4294967295}]) = 0\n", "line 1: size"),
+        (b'{"op":"x","cmd":"VERSION","request":"xx"}', "line 1: request: 'xx' is no line of a hex dump"),
+        (b'{"op":"x","request":"\\ud800"}', "line 1: request: a surrogate"),
+        (b'{"op":"x","request":"<","label":"\\ud800"}', "line 1: label: a surrogate"),
+        (b"ioctl(3, DM_VERSION, [{version=[4, 0, 0], data_size=1073741824}]) = 0\n", "line 1: more than 67108864 by"),
     ],
 )
 def test_broken_files_name_the_place(data: bytes, words: str) -> None:
     with pytest.raises(BadMessage, match=words):
         read(data)
+
+
+@pytest.mark.parametrize(
+    "step", [{"op": "x", "cmd": []}, {"op": "x", "ioctls": 5}, {"ioctls": [7, {"ioctls": [{"cmd": "VERSION"}]}]}]
+)
+def test_a_step_without_calls_holds_no_message(step: dict[str, object]) -> None:
+    assert read(json.dumps(step).encode()) == []
+
+
+@pytest.mark.parametrize("content", [b"[]", BUFFER, b"ioctl(3, DM_VERSION, 0x55a8bf4b59a0) = 0"])
+@pytest.mark.parametrize("form", Form)
+def test_a_form_that_is_told_is_not_found_out(form: Form, content: bytes) -> None:
+    try:
+        (capture,) = read(content, form=form)
+    except BadMessage as error:  # JSON on one line is looked into
+        assert (form, content, error.path) == (Form.JSON, b"[]", "line 1")  # noqa: PT017
+    else:
+        assert (capture.form, capture.data.strip(b"\0")) == (form, content.strip(b"\0"))
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)

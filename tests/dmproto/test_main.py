@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -220,3 +221,46 @@ def test_a_reader_that_leaves_early_is_no_error() -> None:
     with tool.stderr:
         assert b"Traceback" not in tool.stderr.read()
     tool.wait()
+
+
+def closed(*arguments: str, shell: str, data: bytes = b"") -> tuple[int, bytes, bytes]:
+    """Run the tool with the streams as a shell redirects them."""
+    command = ["sh", "-c", f'exec "$@" {shell}', "sh", sys.executable, "-m", "dmproto", *arguments]
+    done = subprocess.run(command, input=data, capture_output=True)
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("shell", "said"),
+    [
+        ("<&-", "standard input: Bad file descriptor"),
+        (">&-", "standard output: Bad file descriptor"),
+        (">/dev/full", "standard output: No space left on device"),
+    ],
+)
+@pytest.mark.parametrize("verb", [["decode"], ["convert", "--to", "json"]], ids=["decode", "convert"])
+def test_streams_that_do_not_work(verb: list[str], shell: str, said: str) -> None:
+    data = b'{"command":"names"}'
+    assert closed(*verb, shell=shell, data=data) == (1, b"", f"dmproto: {said}\n".encode())
+
+
+def test_errors_that_nobody_wants_to_hear(buffer: str) -> None:
+    assert closed("convert", "--to", "binary", buffer, "/no/such", shell="2>&-") == (1, b"", b"")
+    assert closed("convert", "--to", "binary", "--command", "reload", buffer, shell="2>&- <&-") == (0, BUFFER, b"")
+
+
+def test_several_files_and_standard_input_twice(buffer: str) -> None:
+    status, out, err = closed(
+        "convert", "--to", "binary", "--command", "reload", buffer, "-", "-", shell="", data=BUFFER
+    )
+    assert (status, out) == (1, BUFFER * 2)
+    assert err.startswith(b"dmproto: standard input: nothing there")
+
+
+def test_a_directory(tmp_path: Path, capsysbinary: pytest.CaptureFixture[bytes]) -> None:
+    assert run(capsysbinary, "decode", str(tmp_path)) == (1, b"", f"dmproto: {tmp_path}: Is a directory\n")
+
+
+def test_an_interrupt(buffer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dmproto.translate.convert", lambda *_, **__: signal.raise_signal(signal.SIGINT))
+    assert main(["convert", "--to", "plist", "--command", "reload", buffer]) == 130
