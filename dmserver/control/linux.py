@@ -33,6 +33,8 @@ __all__ = ["LinuxControl"]
 Handler = Callable[[Call], Cancel | None]
 
 _VERSION = Struct("<3I")
+#: Major and minor of the versions that are accepted.
+_VERSIONS = frozenset(_VERSION.pack(VERSION[0], minor, 0)[:8] for minor in range(VERSION[1] + 1))
 _SECURE = int(DmFlag.SECURE_DATA)
 _CLEARED = ~int(DmFlag.BUFFER_FULL | DmFlag.UEVENT_GENERATED | DmFlag.SECURE_DATA | DmFlag.DATA_OUT)
 
@@ -105,12 +107,9 @@ class LinuxControl:
             done(-errno.EFAULT, b"")
             return None
         command, number = number, number & 0xFF
-        major, minor, patch = _VERSION.unpack_from(buffer)
-        if major != VERSION[0] or minor > VERSION[1]:
-            kernel = "{}.{}.{}".format(*VERSION)
-            self.complain(
-                f"ioctl: ioctl interface mismatch: kernel({kernel}), user({major}.{minor}.{patch}), cmd({number})"
-            )
+        if bytes(buffer[:8]) not in _VERSIONS:
+            kernel, user = ("{}.{}.{}".format(*_VERSION.unpack_from(each)) for each in (VERSION_BYTES, buffer))
+            self.complain(f"ioctl: ioctl interface mismatch: kernel({kernel}), user({user}), cmd({number})")
             done(-errno.EINVAL, VERSION_BYTES)
             return None
         if not number:

@@ -141,7 +141,8 @@ class Call:
         if buffer[_UUID]:
             return None if buffer[_NAME] or self.dev else mapper.uuids.get(self.uuid)
         if buffer[_NAME]:
-            return None if self.dev else mapper.names.get(self.name)
+            end = buffer.find(0, _NAME, _UUID)  # check_names() put a NUL there
+            return None if self.dev else mapper.names.get(bytes(buffer[_NAME:end]))
         major, minor = huge_decode(self.dev)
         return mapper.devices.get(minor) if self.dev and major == mapper.major else None
 
