@@ -1,7 +1,7 @@
 """The tables of specs/*.md, made from the code they describe.
 
-In a page a table follows its mark, `<!-- table: NAME -->`. `PYTHONPATH=tests python -m support.spec_tables` writes all of
-them anew; test_specs.py holds them against the code.
+In a page a table follows its mark, `<!-- table: NAME -->`. `PYTHONPATH=tests python -m support.spec_tables` writes all
+of them anew; test_specs.py holds them against the code.
 """
 
 from __future__ import annotations
