@@ -4,7 +4,8 @@ Arguments: CIPHER KEY IV_OFFSET DEVICE START [NUM OPTION...]. CIPHER is `aes-xts
 `capi:xts(aes)-plain64`; KEY is hexadecimal, `-` for none, or names a key of the kernel's keyring (see
 `model.keyring`). Reads are decrypted when they come back, writes are encrypted into a buffer of their own.
 
-The IV modes lmk, tcw and elephant are refused as on a kernel that lacks the hashes and ciphers they are made of.
+The IV modes lmk, tcw and elephant are refused as on a kernel that lacks the hashes and ciphers they are made of; random
+as on a device without room for integrity tags, which none here has.
 """
 
 from __future__ import annotations
@@ -40,8 +41,10 @@ IV_MODES: dict[str, Callable[[int], bytes]] = {
     "essiv": lambda sector: sector.to_bytes(16, "little"),
     "benbi": lambda sector: ((sector << 5) + 1 & (1 << 64) - 1).to_bytes(16, "big"),
     "null": lambda sector: bytes(16),
+    "eboiv": lambda sector: bytes(16),  # see `_encrypted_offsets`
+    "random": lambda sector: bytes(16),
 }
-IV_MODES_LACKING = ("lmk", "tcw", "elephant", "eboiv")
+IV_MODES_LACKING = ("lmk", "tcw", "elephant")
 MAX_TAG_SIZE = 480
 #: Options that change nothing but the status line: there are no crypt queues to steer.
 FLAG_OPTIONS = (
@@ -91,12 +94,16 @@ class Crypt(Target):
             raise self.refuse("Error decoding and setting key", refusal.errno) from None
         if self.iv_mode in IV_MODES_LACKING:
             raise self.refuse("Error creating IV", errno.ENOENT)
+        if self.iv_mode == "eboiv" and self.ciphers[0].block_size != self.ciphers[0].iv_size:
+            raise self.refuse("Error creating IV")
         self.suspended = False
         self.iv_offset = self._sector(iv_offset, "Invalid iv_offset sector")
         if self.iv_offset & (self.sector_size // SECTOR_SIZE - 1):
             raise self.refuse("Invalid iv_offset sector")
         self.dev = self.get_device(path)
         self.start = self._sector(start, "Invalid device sector")
+        if self.iv_mode == "random":
+            raise self.refuse("Integrity profile not supported.")
 
     def _sector(self, text: str, complaint: str) -> int:
         try:
@@ -156,6 +163,8 @@ class Crypt(Target):
             self.ciphers: list[Skcipher] = [allocate(api) for _ in range(count)]
         except LookupError:
             raise self.refuse("Error allocating crypto tfm", errno.ENOENT) from None
+        except ValueError:
+            raise self.refuse("Error allocating crypto tfm") from None
         if iv_mode and not self.ciphers[0].iv_size:
             self.log("Selected cipher does not support IVs")
             iv_mode = ""
@@ -284,6 +293,8 @@ class Crypt(Target):
         scale = step if self.iv_large_sectors else 1
         generate = IV_MODES.get(self.iv_mode, IV_MODES["null"])
         ivs = [generate(each // scale & (1 << 64) - 1) for each in sectors]
+        if self.iv_mode == "eboiv":
+            ivs = self._encrypted_offsets([each // scale for each in sectors])
         if len(self.ciphers) == 1:
             cipher = self.ciphers[0]
             return cipher.encrypt(data, ivs) if encrypt else cipher.decrypt(data, ivs)
@@ -293,6 +304,13 @@ class Crypt(Target):
             part = data[at * self.sector_size : (at + 1) * self.sector_size]
             out += cipher.encrypt(part, [iv]) if encrypt else cipher.decrypt(part, [iv])
         return out
+
+    def _encrypted_offsets(self, sectors: list[int]) -> list[bytes]:
+        """Each sector's offset in bytes, encrypted as if it were the IV of a block of zeroes."""
+        size = self.ciphers[0].iv_size
+        offsets = [(each * self.sector_size & (1 << 64) - 1).to_bytes(size, "little") for each in sectors]
+        encrypted = bytes(self.ciphers[0].encrypt(bytes(size * len(offsets)), offsets))
+        return [encrypted[at : at + size] for at in range(0, len(encrypted), size)]
 
     # -- what it tells ----------------------------------------------------------------------------------
 

@@ -30,9 +30,10 @@ Data = bytes | bytearray | memoryview
 
 
 class Skcipher(ABC):
-    """One cipher. `iv_size` in bytes, 0 when it takes no IV."""
+    """One cipher. `iv_size` in bytes, 0 when it takes no IV; `block_size` 1 for a stream cipher."""
 
     iv_size: ClassVar[int] = BLOCK
+    block_size: ClassVar[int] = BLOCK
     key_sizes: ClassVar[tuple[int, ...]] = (16, 24, 32)
 
     def set_key(self, key: bytes) -> None:
@@ -101,7 +102,7 @@ class Cbc(Aes):
         for at, iv in zip(range(0, len(data), size), ivs, strict=True):
             parts.append(update(_xor(data[at : at + BLOCK], iv, chained)))
             parts.append(update(data[at + BLOCK : at + size]))
-            chained = parts[-1][-BLOCK:]
+            chained = (parts[-1] or parts[-2])[-BLOCK:]
         return b"".join(parts)
 
     def decrypt(self, data: Data, ivs: Sequence[bytes]) -> Data:
@@ -119,6 +120,8 @@ class Cbc(Aes):
 
 
 class Ctr(Aes):
+    block_size = 1
+
     def encrypt(self, data: Data, ivs: Sequence[bytes]) -> Data:
         from cryptography.hazmat.primitives.ciphers import modes
 
@@ -207,11 +210,15 @@ _ESSIV = re.compile(r"essiv\((.+),([\w-]+)\)\Z")
 
 
 def allocate(name: str) -> Skcipher:
-    """`crypto_alloc_skcipher`: the cipher called `name`. LookupError when it is not to be had."""
+    """`crypto_alloc_skcipher`: the cipher called `name`. LookupError when it is not to be had, ValueError when it
+    cannot be."""
     if match := _ESSIV.match(name):
         inner = allocate(match[1])
-        if not isinstance(inner, Aes) or not inner.iv_size or match[2] not in hashlib.algorithms_available:
-            raise LookupError(f"no cipher {name!r}")
+        if match[2] not in hashlib.algorithms_available:
+            raise LookupError(f"no cipher {name!r}: no hash {match[2]!r}")
+        digest_size = hashlib.new(match[2]).digest_size
+        if not isinstance(inner, Aes) or not inner.iv_size or not 16 <= digest_size <= 32:
+            raise ValueError(f"{name}: the digest is no key for AES, or the cipher takes no IV")
         return Essiv(inner, match[2])
     if name == "ecb(cipher_null)":
         return Null()

@@ -14,7 +14,7 @@ from dmserver.io.bio import Op
 from dmserver.model.dm_target import StatusType, Target, TargetError
 from dmserver.targets.crypt import Crypt
 
-pytest.importorskip("cryptography", reason="extra `crypt` is not installed")
+ciphers = pytest.importorskip("cryptography.hazmat.primitives.ciphers", reason="extra `crypt` is not installed")
 
 KEY = bytes(range(32)).hex()
 OTHER = bytes(range(1, 33)).hex()
@@ -44,6 +44,12 @@ def test_recorded_constructors() -> None:
         (f"aes-cbc-plain {KEY} 0 1:0 0 1 integrity:16:x", (errno.EINVAL, "Unknown integrity profile")),
         (f"capi:gcm(aes)-plain64 {KEY} 0 1:0 0 1 integrity:16:aead", (errno.ENOENT, "Error allocating crypto tfm")),
         (f"aes-cbc-tcw {KEY} 0 1:0 0", (errno.ENOENT, "Error creating IV")),
+        (f"aes-cbc-random {KEY} 0 1:0 0", (errno.EINVAL, "Integrity profile not supported.")),
+        (f"aes-cbc-essiv:sha512 {KEY} 0 1:0 0", (errno.EINVAL, "Error allocating crypto tfm")),
+        (f"aes-ecb-essiv:sha256 {KEY} 0 1:0 0", (errno.EINVAL, "Error allocating crypto tfm")),
+        (f"aes-cbc-essiv:bogus {KEY} 0 1:0 0", (errno.ENOENT, "Error allocating crypto tfm")),
+        (f"aes-cbc-essiv:sha1 {KEY} 0 1:0 0", (errno.EINVAL, "Error decoding and setting key")),
+        (f"aes-ctr-eboiv {KEY} 0 1:0 0", (errno.EINVAL, "Error creating IV")),
         ("cipher_null-ecb 00 0 1:0 0", (errno.EINVAL, "Error decoding and setting key")),
     ],
 )
@@ -86,7 +92,22 @@ def test_ciphertext_is_openssls(cipher: str, name: str, key: str, iv: Any) -> No
     assert read(device, 4, 5)[512:2048] == pattern(1, 5, 3)
 
 
-@pytest.mark.parametrize("cipher", ["aes-xts-plain64", "aes-cbc-essiv:sha256", "aes:2-cbc-plain", "aes-ecb"])
+def test_eboiv_encrypts_the_offset_in_bytes() -> None:
+    bench = Bench()
+    device = bench.load("c", (Crypt, 64, f"aes-cbc-eboiv {KEY} 8 1:0 0 1 sector_size:4096"))
+    write(device, 8, pattern(1, 0, 16))
+    assert read(device, 16, 8) == pattern(1, 8, 8)
+    aes = ciphers.algorithms.AES(bytes.fromhex(KEY))
+    for sector in (8, 16):
+        offset = ((sector + 8) * 4096).to_bytes(16, "little")
+        iv = ciphers.Cipher(aes, ciphers.modes.ECB()).encryptor().update(offset)
+        cbc = ciphers.Cipher(aes, ciphers.modes.CBC(iv)).encryptor()
+        assert read(bench.disks[0], sector, 8) == cbc.update(pattern(1, sector - 8, 8))
+
+
+@pytest.mark.parametrize(
+    "cipher", ["aes-xts-eboiv", "aes-xts-plain64", "aes-cbc-essiv:sha256", "aes:2-cbc-plain", "aes-ecb"]
+)
 @pytest.mark.parametrize("options", ["", "1 sector_size:4096", "2 sector_size:2048 iv_large_sectors"])
 def test_what_is_written_is_read(cipher: str, options: str) -> None:
     bench = Bench()
