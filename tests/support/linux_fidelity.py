@@ -8,7 +8,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from support.linux_replay import ABSENT, FILES, KINDS, MASK_SEPARATOR, MASKS, Result, replay
+from support.linux_masks import ABSENT, KINDS, MASK_SEPARATOR, MASKS
+from support.linux_replay import FILES, Result, replay
 
 from dmproto.commands import BY_NAME, COMMANDS
 

@@ -1,139 +1,30 @@
 """Replay of the recordings in specs/vectors/linux: the same steps on a fresh device-mapper, and what differs.
 
-`replay(path)` gives one `Result` for each ioctl and each other step that was compared. What is left out, and what is
-masked in a comparison, is in `SKIPPED`, `ABSENT` and `MASKS`, each with its reason; specs/fidelity.md counts them.
-
-Time stands still but for `sleep` and `join`, and for I/O that would wait for ever otherwise.
+`replay(file)` gives one `Result` for each ioctl and each other step that was compared. What is left out or masked is
+in linux_masks.py, each with its reason; specs/fidelity.md counts them.
 """
 
 from __future__ import annotations
 
-import errno
-import hashlib
 import json
-import re
-import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cache, lru_cache
+from functools import cache
 from typing import Any
 
+from support.linux_machine import LinuxMachine, Step
+from support.linux_masks import ABSENT, MASK_SEPARATOR, MASKS, NOT_LOGGED, SHELL
 from support.linux_vectors import VECTORS, expand
-from support.stacks import pattern
-from support.targets import ManualWork
 
 from dmproto.commands import BY_NAME, Payload
 from dmproto.linux import parse
-from dmproto.records import SECTOR_SIZE, TargetSpec, TargetVersion, huge_decode
-from dmserver.control.linux import LinuxControl
-from dmserver.control.session import Cancel, Session
-from dmserver.io.bio import Bio, Op
+from dmproto.records import TargetSpec, TargetVersion, huge_decode
 from dmserver.io.blockdev import BlockDevice
-from dmserver.io.disk import Disk
 from dmserver.model.dm_dev import DmDev
-from dmserver.model.mapper import Mapper
-from dmserver.targets.registry import TargetRegistry
 
-__all__ = ["ABSENT", "FILES", "KINDS", "MASKS", "MASK_SEPARATOR", "LinuxReplay", "Result", "Step", "replay", "steps"]
-
-Step = dict[str, Any]
+__all__ = ["FILES", "LinuxReplay", "Result", "Step", "replay", "steps"]
 
 FILES = sorted(path.stem for path in VECTORS.glob("*.jsonl"))
-
-#: The target types of the recorded kernel.
-KINDS = (
-    *("cache", "crypt", "delay", "era", "error", "flakey", "integrity", "linear", "log-writes", "mirror", "multipath"),
-    *("raid", "snapshot", "snapshot-merge", "snapshot-origin", "striped", "switch", "thin", "thin-pool", "unstriped"),
-    *("verity", "writecache", "zero", "zoned"),
-)
-
-#: Those that are not installed: steps on a device that was given one are not compared.
-ABSENT = frozenset(kind for kind in KINDS if TargetRegistry.installed().get(kind) is None)
-
-#: Lines of the kernel log that come with its modules, or only so often (DMWARN_LIMIT).
-_NOT_LOGGED = re.compile(r"version [0-9.]+ loaded|repeat_count > 1 is deprecated")
-
-
-#: What shell lines do to devices, besides reading and writing them, by (file, line).
-SHELL: dict[tuple[str, int], Callable[[Mapper], None]] = {
-    ("dmsetup_nodes", 63): lambda mapper: mapper.remove(_found(mapper, "held")),
-    ("dmsetup_nodes", 82): lambda mapper: _rename(mapper, "ev", "ev2"),
-}
-
-
-def _found(mapper: Mapper, name: str) -> DmDev:
-    device = mapper.by_name(name)
-    assert device is not None
-    return device
-
-
-def _rename(mapper: Mapper, name: str, new: str) -> None:
-    device = _found(mapper, name)
-    mapper.rename(device, new)
-    device.event()
-
-
-@dataclass(frozen=True, slots=True)
-class Mask:
-    """Bytes of a reply that vary from run to run, and why. `applies` to a step; `blank` takes them out."""
-
-    field: str
-    reason: str
-    applies: Callable[[Step], bool]
-    blank: Callable[[bytes], bytes]
-
-
-def _without(start: int, end: int) -> Callable[[bytes], bytes]:
-    return lambda written: written[:start] + bytes(len(written[start:end])) + written[end:]
-
-
-def _without_times(written: bytes) -> bytes:
-    """@stats_print: columns 5, 9 and 11 to 14 of each line, and the histogram counts; data_size counts their digits."""
-    lines = written[312:].split(b"\n")
-    columns = [[word for at, word in enumerate(line.split(), 1) if at not in (5, 9) and at < 11] for line in lines]
-    return written[:12] + written[16:312] + repr(columns).encode()
-
-
-MASK_SEPARATOR = "; "
-
-MASKS = (
-    Mask(
-        "milliseconds and ticks",
-        "they depend on how long a bio took",
-        lambda step: "@stats_print" in str(step.get("message")),
-        _without_times,
-    ),
-    Mask(
-        "event_nr",
-        "a mirror that was just resumed may be in sync already, or not yet",
-        lambda step: step.get("cmd") == "DEV_SUSPEND" and step["file"] == "t_mirror",
-        _without(32, 36),
-    ),
-    Mask(
-        "open_count",
-        "programs and mounts hold devices open while others ask",
-        lambda step: step.get("in_program", False),
-        _without(24, 28),
-    ),
-    Mask(
-        "status of a verity device",
-        "it tells what reads found, and what programs write and read is not replayed",
-        lambda step: step.get("in_program", False) and b"\0verity\0" in expand(step["written"])[330:360],
-        _without(352, 353),
-    ),
-    Mask(
-        "status of a snapshot",
-        "it counts chunks that programs wrote, and their data are not replayed",
-        lambda step: step.get("in_program", False) and b"\0snapshot\0" in expand(step["written"])[330:360],
-        _without(352, 1 << 14),
-    ),
-    Mask(
-        "flags",
-        "a wait that a removal woke sees the device suspended, or not yet",
-        lambda step: step["op"] == "join" and step.get("label") == "after remove",
-        _without(28, 32),
-    ),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,29 +54,6 @@ def replay(file: str) -> tuple[Result, ...]:
     return tuple(LinuxReplay(file).run())
 
 
-def name_of(number: int) -> str:
-    """errno as the recordings spell it."""
-    if number == errno.EOPNOTSUPP:
-        return "ENOTSUP"
-    return errno.errorcode[number] if number else "0"
-
-
-@dataclass
-class Job:
-    """Something started in the background. `outcome` is set once it ended."""
-
-    outcome: Step | None = None
-    cancel: Cancel | None = None
-
-
-@dataclass
-class Opened:
-    """An open file of a block device."""
-
-    device: BlockDevice
-    holder: object | None
-
-
 @dataclass
 class Stream:
     """Recorded lines against ours: ours may come late or early, but all of them, and in order."""
@@ -208,22 +76,13 @@ class Stream:
 
 
 class LinuxReplay:
-    """A fresh device-mapper with the recorder's disks, and the open files of the recording."""
+    """The steps of one file on a fresh machine, and what differs."""
 
     def __init__(self, file: str) -> None:
         self.file = file
-        self.work = ManualWork()
-        self.mapper = Mapper(work=self.work)
-        self.disks: dict[str, Disk] = {}
-        for major, stem, count, size in ((1, "ram", 16, 8), (7, "loop", 4, 8), (7, "loop", 9, 64)):
-            for minor in range(count):
-                if f"{major}:{minor}" not in self.disks:
-                    self._add_disk(major, minor, f"/dev/{stem}{minor}", size)
-        self.registry = TargetRegistry.installed()
-        self.control = LinuxControl(self.mapper, self.registry)
-        self.control_nodes: dict[int, Session] = {0: Session()}
-        self.files: dict[int, Opened] = {}
-        self.jobs: dict[int, Job] = {}
+        self.machine = LinuxMachine()
+        self.mapper = self.machine.mapper
+        self.work = self.machine.work
         #: Numbers of devices and disks that an absent target type has to do with.
         self.tainted: set[str] = set()
         self.in_program = False
@@ -232,18 +91,10 @@ class LinuxReplay:
         self.mapper.events.on_log(self._logged)
         self.mapper.events.on_uevent(lambda event: self._sent(event.env))
 
-    def _add_disk(self, major: int, minor: int, path: str, megabytes: int) -> None:
-        disk = Disk(path, (major, minor), f"ram:{megabytes}M")
-        disk.limits.discard = disk.limits.write_zeroes = major == 7
-        disk.limits.discard_granularity = 4096 if major == 7 else 0
-        disk.limits.physical_block_size = 4096 if major == 1 else 512
-        self.mapper.disks.add(disk)
-        self.disks[f"{major}:{minor}"] = disk
-
     # -- the log and the uevents ------------------------------------------------------------------------
 
     def _logged(self, line: str) -> None:
-        if not _NOT_LOGGED.search(line):
+        if not NOT_LOGGED.search(line):
             self.kmsg.ours.append(line)
 
     def _sent(self, env: dict[str, str]) -> None:
@@ -253,7 +104,7 @@ class LinuxReplay:
 
     def _expect(self, step: Step) -> None:
         lines = [line for line in step.get("kmsg") or () if "device-mapper: " in line]
-        self.kmsg.theirs += [line for line in lines if not _NOT_LOGGED.search(line)]
+        self.kmsg.theirs += [line for line in lines if not NOT_LOGGED.search(line)]
         self.uevents.theirs += [list(event.items()) for event in step.get("uevents") or () if self._is_ours(event)]
 
     def _is_ours(self, event: dict[str, str]) -> bool:
@@ -316,8 +167,10 @@ class LinuxReplay:
             what = "unknown command"
         types = _types(step)
         absent = self._why_absent(step, types)
+        if step["op"] in ("pattern", "zero"):
+            self.tainted.discard(step["dev"])
         masked = self._hidden(step)
-        outcome = {} if absent and step["errno"] != "0" else self._do(step)
+        outcome = {} if absent and step["errno"] != "0" else self.machine.do(step)
         self.work.run()
         self._expect(step)
         if absent:
@@ -379,7 +232,7 @@ class LinuxReplay:
 
     def _why_absent(self, step: Step, types: tuple[str, ...]) -> str:
         """Why a step cannot be compared because of target types that are not there; "" if it can."""
-        self.tainted &= {f"253:{minor}" for minor in self.mapper.devices} | set(self.disks)
+        self.tainted &= {f"253:{minor}" for minor in self.mapper.devices} | set(self.machine.disks)
         if absent := sorted(ABSENT.intersection(types)):
             return f"no target type {absent[0]}"
         if step.get("cmd") == "GET_TARGET_VERSION" and (name := _requested_name(step)) in ABSENT:
@@ -390,16 +243,16 @@ class LinuxReplay:
                 return "lists target types that are not there"
             if step.get("in_program"):  # which may have run modprobe
                 for name in reversed(listed):
-                    self.registry.get(name)
+                    self.machine.registry.get(name)
         if step.get("errno") == "0" and ":logon:" in str(step.get("request") and expand(step["request"])):
             return "the key is in a keyring of the recorded machine"
-        if step.get("cmd") == "REMOVE_ALL" and not self.tainted <= set(self.disks):
+        if step.get("cmd") == "REMOVE_ALL" and not self.tainted <= set(self.machine.disks):
             return "on a device that an absent target type has to do with"
         device = self._device(step)
         named = {word for target in step.get("targets") or () for word in target[3].split()}
         if (device and _number(device) in self.tainted) or step.get("dev") in self.tainted:
             return "on a device that an absent target type has to do with"
-        if named & self.tainted - set(self.disks):
+        if named & self.tainted - set(self.machine.disks):
             return "stacked on a device that an absent target type has to do with"
         return ""
 
@@ -411,234 +264,9 @@ class LinuxReplay:
             self.tainted.add(_number(device))
             device.has_disk = True
         for target in step.get("targets") or ():
-            self.tainted.update(word for word in target[3].split() if word in self.disks)
+            self.tainted.update(word for word in target[3].split() if word in self.machine.disks)
 
     # -- steps ------------------------------------------------------------------------------------------
-
-    def _do(self, step: Step) -> Step:
-        handler: Callable[[Step], Step] = getattr(self, f"_do_{step['op']}")
-        return handler(step)
-
-    def _do_ioctl(self, step: Step) -> Step:
-        job = self._start_ioctl(step)
-        if job.outcome is None:
-            self.work.run()
-        if job.outcome is None:
-            assert job.cancel is not None
-            job.cancel()
-            return {"errno": "still waiting"}
-        return job.outcome
-
-    def _start_ioctl(self, step: Step) -> Job:
-        job = Job()
-        session = Session(privileged=False) if step.get("nopriv") else self.control_nodes[step.get("slot") or 0]
-
-        def done(result: int, written: bytes) -> None:
-            job.outcome = {"errno": name_of(-result), "written": written}
-
-        number = step.get("ioctl") or 0xC138FD00 | BY_NAME[step["cmd"]].number
-        job.cancel = self.control.ioctl(session, number, expand(step["request"]), done)
-        return job
-
-    def _do_ioctl_bg(self, step: Step) -> Step:
-        self.jobs[step["job"]] = self._start_ioctl(step)
-        return {}
-
-    def _do_join(self, step: Step) -> Step:
-        job = self.jobs[step["job"]]
-        if job.outcome is None:
-            self.work.advance(step["ms"] / 1000)
-        if job.outcome is None:
-            return {"errno": "ETIMEDOUT"}
-        return job.outcome
-
-    def _do_kill(self, step: Step) -> Step:
-        cancel = self.jobs[step["job"]].cancel
-        if cancel is not None:
-            cancel()
-        return {"errno": "0"}
-
-    def _do_openctl(self, step: Step) -> Step:
-        self.control_nodes[step["slot"]] = Session(event_nr=self.mapper.events.global_nr)
-        return {"errno": "0"}
-
-    def _do_poll(self, step: Step) -> Step:
-        readable = self.control_nodes[step["slot"]].event_nr != self.mapper.events.global_nr
-        return {"errno": "0", "revents": int(readable)}
-
-    def _do_open(self, step: Step) -> Step:
-        device = self._block_device(step["dev"])
-        if device is None:
-            return {"errno": "ENXIO"}
-        holder = self if "x" in step["flags"] else None
-        try:
-            device.open(holder=holder)
-        except OSError as failure:
-            return {"errno": name_of(failure.errno or errno.EIO)}
-        self._do_close(step)
-        self.files[step["slot"]] = Opened(device, holder)
-        return {"errno": "0"}
-
-    def _do_close(self, step: Step) -> Step:
-        if opened := self.files.pop(step["slot"], None):
-            opened.device.close(holder=opened.holder)
-        self.control_nodes.pop(step["slot"], None)
-        return {"errno": "0"}
-
-    def _do_sleep(self, step: Step) -> Step:
-        self.work.advance(step["ms"] / 1000)
-        return {"errno": "0"}
-
-    def _do_pattern(self, step: Step) -> Step:
-        self.tainted.discard(step["dev"])
-        _fill(self.disks[step["dev"]], step["seed"])
-        return {"errno": "0"}
-
-    def _do_zero(self, step: Step) -> Step:
-        _fill(self.disks[step["dev"]], None)
-        return {"errno": "0"}
-
-    # -- data -------------------------------------------------------------------------------------------
-
-    def _block_device(self, text: str) -> BlockDevice | None:
-        major, minor = text.split(":")
-        device = self.mapper.by_dev((int(major), int(minor)))
-        return None if isinstance(device, DmDev) and not device.has_disk else device
-
-    def _bio(
-        self, device: BlockDevice, op: Op, sector: int, data: bytearray | int, then: Callable[[int], None]
-    ) -> None:
-        count = data if isinstance(data, int) else len(data) // SECTOR_SIZE
-        view = None if isinstance(data, int) else memoryview(data)
-        device.submit_bio(Bio(op, sector, count, view, lambda bio: then(bio.error), bdev=device))
-
-    def _wait(self, device: BlockDevice, op: Op, sector: int, data: bytearray | int) -> int:
-        """Do one request; time moves on until it has ended. Returns the errno."""
-        ended: list[int] = []
-        self._bio(device, op, sector, data, ended.append)
-        for _ in range(1000):
-            if ended:
-                return ended[0]
-            self.work.advance(0.01)
-        return errno.ETIMEDOUT
-
-    def _do_pread(self, step: Step) -> Step:
-        device = self._block_device(step["dev"])
-        if device is None:
-            return {"errno": "ENXIO", "rc": -errno.ENXIO}
-        sector = step["sector"]
-        wanted = max(0, min(step["bytes"], (device.size - sector) * SECTOR_SIZE))
-        if step.get("buffered"):
-            return self._read_buffered(device, sector, wanted)
-        if wanted % SECTOR_SIZE:
-            return _read_outcome(errno.EINVAL, bytearray())
-        data = bytearray(wanted)
-        error = self._wait(device, Op.READ, sector, data) if data else 0
-        return _read_outcome(error, data)
-
-    def _read_buffered(self, device: BlockDevice, sector: int, wanted: int) -> Step:
-        """Page by page, up to the first that fails."""
-        good = bytearray()
-        while len(good) < wanted:
-            at = sector + len(good) // SECTOR_SIZE
-            page = bytearray(min(4096, (device.size - at) * SECTOR_SIZE))
-            if self._wait(device, Op.READ, at, page):
-                break
-            good += page
-        return _read_outcome(errno.EIO if wanted and not good else 0, good[:wanted])
-
-    def _do_pread_bg(self, step: Step) -> Step:
-        device = self._block_device(step["dev"])
-        if device is None:
-            return {"errno": "ENXIO", "rc": -errno.ENXIO}
-        job = self.jobs[step["job"]] = Job()
-        data = bytearray(step["bytes"])
-        device.open()
-
-        def then(error: int) -> None:
-            device.close()
-            job.outcome = _read_outcome(error, data)
-
-        self._bio(device, Op.READ, step["sector"], data, then)
-        return {"errno": "0"}
-
-    def _written_data(self, step: Step) -> bytearray:
-        if "hex" in step:
-            return bytearray(expand(step["hex"]))
-        seed, length = step["fillpat"]
-        return bytearray(pattern(seed, step.get("patsector", step["sector"]), length // SECTOR_SIZE))
-
-    def _do_pwrite(self, step: Step) -> Step:
-        device = self._block_device(step["dev"])
-        if device is None:
-            return {"errno": "ENXIO", "rc": -errno.ENXIO}
-        data = self._written_data(step)
-        if device.read_only:
-            return {"errno": "EPERM", "rc": -errno.EPERM}
-        del data[max(0, (device.size - step["sector"]) * SECTOR_SIZE) :]
-        if not data:
-            return {"errno": "ENOSPC", "rc": -errno.ENOSPC}
-        error = self._wait(device, Op.WRITE, step["sector"], data)
-        return {"errno": name_of(error), "rc": -error if error else len(data)}
-
-    def _do_pwrite_bg(self, step: Step) -> Step:
-        device = self._block_device(step["dev"])
-        if device is None:
-            return {"errno": "ENXIO", "rc": -errno.ENXIO}
-        job = self.jobs[step["job"]] = Job()
-        data = self._written_data(step)
-        device.open()
-
-        def then(error: int) -> None:
-            device.close()
-            job.outcome = {"errno": name_of(error), "rc": -error if error else len(data)}
-
-        self._bio(device, Op.WRITE, step["sector"], data, then)
-        return {"errno": "0"}
-
-    def _do_fsync(self, step: Step) -> Step:
-        device = self._block_device(step["dev"])
-        if device is None:
-            return {"errno": "ENXIO", "rc": -errno.ENXIO}
-        return {"errno": name_of(self._wait(device, Op.FLUSH, 0, 0))}
-
-    # -- ioctls of block devices ------------------------------------------------------------------------
-
-    def _do_blkioctl(self, step: Step) -> Step:
-        device = self.files[step["slot"]].device
-        argument = expand(step["request"]) if "request" in step else bytes.fromhex(step["reply"])
-        match step["ioctl"]:
-            case 0x301:  # HDIO_GETGEO
-                assert isinstance(device, DmDev)
-                cylinders, heads, sectors, start = device.geometry
-                reply = struct.pack("<BBH4xQ", heads, sectors, cylinders, start)
-            case 0x80081272:  # BLKGETSIZE64
-                reply = struct.pack("<Q", device.bytes)
-            case 0x1268:  # BLKSSZGET
-                reply = struct.pack("<I", device.limits.logical_block_size)
-            case 0x125E:  # BLKROGET
-                reply = struct.pack("<I", device.read_only)
-            case number:
-                return self._do_range(device, argument, discard=number == 0x1277)  # BLKDISCARD, else BLKZEROOUT
-        return {"errno": "0", "reply": reply.ljust(len(argument), b"\0").hex()}
-
-    def _do_range(self, device: BlockDevice, argument: bytes, *, discard: bool) -> Step:
-        start, length = struct.unpack("<QQ", argument)
-        return {"errno": name_of(self._range(device, start, length, discard=discard)), "reply": argument.hex()}
-
-    def _range(self, device: BlockDevice, start: int, length: int, *, discard: bool) -> int:
-        if discard and not device.limits.discard:
-            return errno.EOPNOTSUPP
-        if start % SECTOR_SIZE or length % SECTOR_SIZE or start + length > device.bytes:
-            return errno.EINVAL
-        sector, count = start // SECTOR_SIZE, length // SECTOR_SIZE
-        if discard:
-            return self._wait(device, Op.DISCARD, sector, count)
-        if device.limits.write_zeroes:
-            error = self._wait(device, Op.WRITE_ZEROES, sector, count)
-            if error != errno.EOPNOTSUPP:
-                return error
-        return self._wait(device, Op.WRITE, sector, bytearray(length))
 
 
 def _listed(step: Step) -> list[str]:
@@ -655,24 +283,6 @@ def _requested_name(step: Step, at: int = 48) -> str:
 def _number(device: BlockDevice) -> str:
     major, minor = device.dev
     return f"{major}:{minor}"
-
-
-@lru_cache(4)
-def _whole_pattern(seed: int, sectors: int) -> bytes:
-    return pattern(seed, 0, sectors)
-
-
-def _fill(disk: Disk, seed: int | None) -> None:
-    data = bytes(disk.bytes) if seed is None else _whole_pattern(seed, disk.size)
-    disk.submit_bio(Bio(Op.WRITE, 0, disk.size, memoryview(data)))
-
-
-def _read_outcome(error: int, data: bytearray) -> Step:
-    return {
-        "errno": name_of(error),
-        "rc": -error if error else len(data),
-        "sha256": hashlib.sha256(b"" if error else data).hexdigest(),
-    }
 
 
 def _recorded(step: Step) -> Step:
