@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, cast
 
-from . import parameters
+from . import linux, parameters
 from .commands import Command, Payload
 from .flags import DmFlag, flag_names
 from .netbsd import verb
@@ -47,6 +47,10 @@ _WITH_COOKIE = {"DEV_CREATE", "DEV_REMOVE", "DEV_RENAME", "DEV_SUSPEND"}
 _COOKIE_MAGIC = 0x0D4D
 
 
+#: Where the data start behind NetBSD's struct of 2008, which has a pointer more than Linux's.
+_NETBSD_HEADER_SIZE = linux.netbsd_dm_ioctl.sizeof()
+
+
 def explain(message: Message, *, show_secrets: bool = False) -> dict[str, Any]:
     """A dictionary that says all of a message; values are strings, integers, lists and dictionaries."""
     header, command = message.header, message.command
@@ -68,6 +72,9 @@ def explain(message: Message, *, show_secrets: bool = False) -> dict[str, Any]:
             for name, value in message.keys
         }
     if message.residue:
+        if header.data_start == _NETBSD_HEADER_SIZE <= message.size:
+            pointer = linux.netbsd_dm_ioctl.parse(linux.build(message))["user_space_addr"]
+            said["user_space_addr"] = REDACTED if hidden else hex(pointer)
         said["residue"] = [
             {"offset": offset, "length": len(run), "bytes": REDACTED if hidden else run.hex()}
             for offset, run in message.residue

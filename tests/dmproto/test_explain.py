@@ -161,6 +161,18 @@ def test_bytes_that_no_field_tells() -> None:
     assert "  other bytes   1 at offset 310: ab" in render(said)
 
 
+@pytest.mark.parametrize(("kind", "shown"), [("zero", "0xbb904000"), ("crypt", "(redacted)")])
+def test_the_pointer_of_netbsds_first_struct_is_named(kind: str, shown: str) -> None:
+    table = (TargetSpec(start=0, length=8, type=kind),)
+    buffer = bytearray(linux.build(message("TABLE_LOAD", table, name="x", data_start=320)))
+    header = linux.netbsd_dm_ioctl.parse(buffer)
+    buffer[:320] = linux.netbsd_dm_ioctl.build({**header, "user_space_addr": 0xBB904000})
+    parsed = linux.parse(bytes(buffer), BY_NAME["TABLE_LOAD"])
+    assert parsed.payload == table
+    assert explain(parsed)["user_space_addr"] == shown
+    assert linux.build(parsed) == buffer
+
+
 def test_keys_that_no_field_tells() -> None:
     obj = {"command": "names", "flags": Unsigned(0), "colour": "blue", "cmd_data": "x"}
     said = explain(translate.to_message(obj))
