@@ -237,7 +237,7 @@ class _Split:
                 elif op is Op.WRITE_ZEROES:
                     self._copies(found, sector, length, found.num_write_zeroes_bios)
                 else:
-                    if found.max_io_len:
+                    if found.max_io_len and (op is not Op.READ or found.splits_reads):
                         length = min(length, found.max_io_len - found.offset(sector) % found.max_io_len)
                     self._map(found, sector, length, 0)
                 sector += length

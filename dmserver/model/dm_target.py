@@ -121,10 +121,10 @@ class Target:
     """One target of a table. `begin` and `len` in sectors of the mapped device; `table` is the table it is in.
 
     The class attributes say what the type is; the fields that `ctr` may set say how bios are cut and copied to
-    it: `max_io_len` (sectors, 0: no limit; a bio is split at its multiples), `num_flush_bios`,
-    `num_discard_bios`, `num_write_zeroes_bios` (0: unsupported), `flush_supported`, `discards_supported` (take
-    discards even if the devices underneath do not). `request_based`: wants devices that are so, too, and cannot
-    replace, or be replaced by, bio-based targets.
+    it: `max_io_len` (sectors, 0: no limit; a bio is split at its multiples, a read only if `splits_reads`),
+    `num_flush_bios`, `num_discard_bios`, `num_write_zeroes_bios` (0: unsupported), `flush_supported`,
+    `discards_supported` (take discards even if the devices underneath do not). `request_based`: wants devices that
+    are so, too, and cannot replace, or be replaced by, bio-based targets.
     """
 
     name: ClassVar[str]
@@ -136,6 +136,7 @@ class Target:
     per_bio_data: ClassVar[type | None] = None
 
     max_io_len = 0
+    splits_reads = True
     num_flush_bios = 0
     num_discard_bios = 0
     num_write_zeroes_bios = 0

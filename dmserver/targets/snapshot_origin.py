@@ -21,6 +21,7 @@ class SnapshotOrigin(Target):
     version = (1, 9, 0)
     module = "dm-snapshot"
     num_flush_bios = 1
+    splits_reads = False
 
     def ctr(self, argv: Sequence[str]) -> None:
         if len(argv) != 1:

@@ -73,3 +73,17 @@ def test_an_origin_write_waits_for_reads_through_the_snapshot() -> None:
     bench.disks[0].submit_bio(held)
     assert (reading, writing) == ([0], [0])
     assert bytes(held.data or b"") == pattern(1)
+
+
+def test_only_writes_are_cut_at_chunks() -> None:
+    bench = Bench()
+    org, _ = scene(bench)
+    bench.disks[0].log.clear()
+    assert read(org, 4, 20) == pattern(1, 4, 20)
+    write(org, 4, pattern(9, 4, 20))
+    assert [entry for entry in bench.disks[0].log if entry[2] != 8 or entry[0] is Op.WRITE] == [
+        (Op.READ, 4, 20),
+        (Op.WRITE, 4, 4),
+        (Op.WRITE, 8, 8),
+        (Op.WRITE, 16, 8),
+    ]
