@@ -184,10 +184,8 @@ class Mirror(Target):
     def _choose_leg(self) -> Leg | None:
         """A leg without errors, the default one first, then backwards."""
         first = self.legs.index(self.default)
-        for back in range(len(self.legs)):
-            if not self.legs[first - back].errors:
-                return self.legs[first - back]
-        return None
+        ordered = [self.legs[first - back] for back in range(len(self.legs))]
+        return next((leg for leg in ordered if not leg.errors), None)
 
     def _readable(self, sector: int) -> bool:
         """Some good leg has what is at `sector`."""
@@ -463,7 +461,9 @@ class Mirror(Target):
             self._hold(bio)
 
     def presuspend_undo(self) -> None:
-        self._allow()
+        self.suspending = False
+        self._recovery_allowed = True
+        self._wake()
 
     def postsuspend(self) -> None:
         self._update_states()
@@ -471,12 +471,7 @@ class Mirror(Target):
     def resume(self) -> None:
         if self.region_log.resume():
             self.log("log resume failed", "raid1")
-        self._allow()
-
-    def _allow(self) -> None:
-        self.suspending = False
-        self._recovery_allowed = True
-        self._wake()
+        self.presuspend_undo()
 
     # -- what it tells ----------------------------------------------------------------------------------
 
