@@ -29,8 +29,6 @@ from .schema import Chain, bad_next, located
 
 __all__ = ["Fused", "fuse"]
 
-_FAST = {"errors": "surrogateescape"}
-
 
 class Fused(Construct):  # type: ignore[misc]
     """Base of the generated classes. `schema` is the interpreted original, `source` the generated code."""

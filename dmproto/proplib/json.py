@@ -44,6 +44,8 @@ def loads_json(
 
     `top`, the limits and the errors are those of `loads`.
     """
+    if top not in _TOP_TYPES:
+        raise ValueError(f"no top {top!r}, expected one of {[*_TOP_TYPES]}")
     if len(data) > max_size:
         raise MessageTooLarge(f"a property list of {len(data)} bytes is over the limit of {max_size}", offset=max_size)
     text = data.partition(b"\0")[0].decode("utf-8", "surrogateescape")

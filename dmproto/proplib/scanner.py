@@ -60,6 +60,8 @@ def loads(
 
     Raises `MessageTooLarge` for the size and `BadPlist` for all else that is refused, with the offset in bytes.
     """
+    if flavour not in _IS_KERNEL or top not in _TOP_TAGS:
+        raise ValueError(f"no flavour {flavour!r} with top {top!r}, expected one of {[*_IS_KERNEL]}, {[*_TOP_TAGS]}")
     if len(data) > max_size:
         raise MessageTooLarge(f"a property list of {len(data)} bytes is over the limit of {max_size}", offset=max_size)
     text = data.partition(b"\0")[0].decode("utf-8", "surrogateescape")

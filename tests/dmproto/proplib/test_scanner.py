@@ -296,3 +296,9 @@ def test_blanks_and_comments_between_tags_change_nothing(obj: Any, data: st.Data
     gaps = st.sampled_from(["", " ", "\n", "\t\r\n", "<!-- c -->", " <!-- -- > --><!---->\n"])
     text = f"<plist>{spelled(obj, lambda: data.draw(gaps))}</plist>"
     assert dumps(loads(text.encode("utf-8", "surrogateescape"))) == dumps(obj)
+
+
+@pytest.mark.parametrize("options", [{"flavour": "userland"}, {"top": "string"}])
+def test_options_that_are_none(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"'(userland|string)'.* expected one of .*'(library|dictionary)'"):
+        loads(b"<plist><dict/></plist>", **options)
