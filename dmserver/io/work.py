@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import logging
 import threading
 import time
 from collections.abc import Callable
 from typing import Protocol
 
 __all__ = ["ThreadWork", "Work"]
+
+_log = logging.getLogger(__name__)
 
 
 class Work(Protocol):
@@ -68,4 +71,7 @@ class ThreadWork:
 
     def _run(self) -> None:
         while (work := self._next()) is not None:
-            work()
+            try:
+                work()
+            except Exception:
+                _log.exception("%r raised; the work after it goes on", work)
