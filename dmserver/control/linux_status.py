@@ -52,8 +52,11 @@ class Wait:
         _retrieve_status(self.call, self.device)
 
     def park(self) -> Cancel:
-        self.call.control.waits.setdefault(self.device, set()).add(self)
-        self._stop = self.device.on_event(lambda: self.device.mapper.call_soon(self.wake))
+        device = self.device
+        self.call.control.waits.setdefault(device, set()).add(self)
+        self._stop = device.on_event(lambda: device.mapper.call_soon(self.wake))
+        if device.event_nr != self.call.event_nr:  # since it was looked at, by another thread
+            device.mapper.call_soon(self.wake)
         return self._interrupt
 
     def wake(self) -> None:

@@ -100,18 +100,19 @@ class DmDev(BlockDevice):
             self.io.noflush = noflush
             for target in self.live.targets if self.live else ():
                 target.presuspend()
-            if self.io.block(lambda: self.mapper.call_soon(self._drained), noflush=noflush):
-                self._drained()
+            self._drain(noflush)
         return lambda: self._give_up(done)
 
-    def _drained(self) -> None:
-        if self.io.in_flight:
-            return  # given up and begun again meanwhile
+    def _drain(self, noflush: bool) -> None:
+        """Complete the suspension if nothing is under way, else look again once that is so."""
+        if not self._suspending or not self.io.block(
+            lambda: self.mapper.call_soon(lambda: self._drain(noflush)), noflush=noflush
+        ):
+            return
         waiting, self._suspending = self._suspending, []
-        if waiting:
-            self.suspended = True
-            for target in self.live.targets if self.live else ():
-                target.postsuspend()
+        self.suspended = True
+        for target in self.live.targets if self.live else ():
+            target.postsuspend()
         for done in waiting:
             done()
 
@@ -144,8 +145,9 @@ class DmDev(BlockDevice):
 
     def event(self) -> None:
         """Something happened: the event number goes up, waiters and pollers wake. Callable from any thread."""
-        self.event_nr += 1
-        waiters, self._waiters = self._waiters, {}
+        with self.mapper.event_lock:
+            self.event_nr += 1
+            waiters, self._waiters = self._waiters, {}
         self.mapper.events.bump()
         for wake in waiters.values():
             wake()
@@ -165,12 +167,15 @@ class DmDev(BlockDevice):
         )
 
     def on_event(self, wake: Callable[[], None]) -> Callable[[], None]:
-        """Call `wake` at the next event, once; returns the function that cancels it."""
-        key = next(self._waiter_ids)
-        self._waiters[key] = wake
+        """Call `wake` at the next event, once; returns the function that cancels it. An event just before may be
+        missed: look at `event_nr` afterwards."""
+        with self.mapper.event_lock:
+            key = next(self._waiter_ids)
+            self._waiters[key] = wake
 
         def cancel() -> None:
-            self._waiters.pop(key, None)
+            with self.mapper.event_lock:
+                self._waiters.pop(key, None)
 
         return cancel
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import threading
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable
 from operator import attrgetter
@@ -44,6 +45,8 @@ class Mapper:
         self.disks = disks or Disks()
         self.pdevs = PdevList()
         self.events = Events()
+        #: Guards the event numbers and waiters of all devices.
+        self.event_lock = threading.Lock()
         self.devices: dict[int, DmDev] = {}
         #: What the targets of a type share (a kernel module's globals), by the class that holds it.
         self.shared: dict[type, object] = {}

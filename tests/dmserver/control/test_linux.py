@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -16,6 +16,7 @@ from dmproto.records import TargetMessage, TargetSpec
 from dmserver.control.linux_resolver import LinuxResolver
 from dmserver.control.session import Session
 from dmserver.io.bio import Bio, Op
+from dmserver.model.dm_dev import DmDev
 from dmserver.model.dm_target import Target, TargetFeature
 
 LINEAR = (TargetSpec(start=0, length=64, type="linear", params="1:0 0"),)
@@ -90,6 +91,22 @@ def test_a_cancelled_wait_answers_eintr_once(client: LinuxClient) -> None:
     assert wait.answers == [(-errno.EINTR, client.VERSION)]
 
 
+def test_an_event_of_another_thread_just_before_a_wait_parks_is_not_lost(
+    client: LinuxClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client.device("d", ZERO)
+    on_event = DmDev.on_event
+
+    def late(self: DmDev, wake: Callable[[], None]) -> Callable[[], None]:
+        self.event()
+        return on_event(self, wake)
+
+    monkeypatch.setattr(DmDev, "on_event", late)
+    wait = client.start("DEV_WAIT", name="d")
+    run(client)
+    assert wait.ok().header.event_nr == 1
+
+
 def test_removal_answers_a_wait_with_the_table_that_goes(client: LinuxClient) -> None:
     client.device("d", ZERO)
     wait = client.start("DEV_WAIT", name="d")
@@ -138,6 +155,17 @@ def test_a_suspension_waits_for_what_is_under_way(client: LinuxClient, held: Hol
     run(client)
     assert suspend.ok().header.flags & DmFlag.SUSPEND
     assert resume.answer is not None
+
+
+def test_a_suspension_waits_for_what_began_after_it_was_drained(client: LinuxClient, held: Holder) -> None:
+    suspend = client.start("DEV_SUSPEND", name="d", flags=DmFlag.SUSPEND)
+    held.held.pop().endio()
+    held.hold()  # copying in the background, say
+    run(client)
+    assert suspend.answer is None
+    held.release()
+    run(client)
+    assert suspend.ok().header.flags & DmFlag.SUSPEND
 
 
 def test_an_interrupted_suspension_lets_bios_run_again(client: LinuxClient, held: Holder) -> None:
