@@ -6,8 +6,8 @@ that a suspended device or a slow target keeps nothing else waiting. Rules:
 
 1. A route is entered for the requests at hand and left before anything is sent: a client that reads slowly must not
    keep a device from being suspended.
-2. Replies go out whole, under `_sending`. A reply that has begun cannot turn into an error: if its data fail, the
-   connection ends.
+2. Replies go out whole, under the replies' `sending`. One that has begun cannot turn into an error: if its data
+   fail, the connection ends.
 3. Requests that wait for bios own at most `MAX_WAITING` bytes of buffers; beyond that nothing more is read.
 """
 
@@ -17,7 +17,6 @@ import errno
 import mmap
 import os
 import queue
-import select
 import socket
 import struct
 import threading
@@ -45,8 +44,8 @@ from .nbd_proto import (
     Chunk,
     Command,
     CommandFlag,
-    wire_error,
 )
+from .nbd_replies import DATA_HEADER, REPLY_BUFFER, Replies
 from .zeroout import issue_zeroout
 
 __all__ = ["Transmission"]
@@ -54,14 +53,12 @@ __all__ = ["Transmission"]
 #: Reads up to here are copied next to their header, larger ones go from file to socket.
 SMALL = 64 << 10
 RECEIVE_BUFFER = 256 << 10
-REPLY_BUFFER = 512 << 10
 SEND_BUFFER = 4 << 20
 MAX_WAITING = 64 << 20
 MAX_EXTENTS = 1024
 #: Seconds after which a send to a client that does not read is interrupted, to leave the route.
 SEND_TURN = 0.05
 
-_DATA_HEADER = struct.Struct(">IHHQIQ")  # a structured reply's header and the offset of its data
 _HEADER_SIZE = REQUEST.size
 _READ, _WRITE = int(Command.READ), int(Command.WRITE)  # an int compares faster
 
@@ -84,14 +81,11 @@ class Transmission:
     def __init__(self, sock: socket.socket, bdev: BlockDevice, *, structured: bool, allocation: bool) -> None:
         self.sock = sock
         self.bdev = bdev
-        self.structured = structured
         self.allocation = allocation
         self._fd = sock.fileno()
-        self._replies = memoryview(mmap.mmap(-1, REPLY_BUFFER))
-        self._filled = 0
+        self._replies = Replies(sock, structured=structured, before_sending=self._leave)
         self._route: Route | None = None
         self._mask = 511
-        self._sending = threading.Lock()
         self._thread = 0
         self._answered: list[_Request] = []
         self._gone: Callable[[], None] | None = None
@@ -128,6 +122,7 @@ class Transmission:
         with self._room:
             self._thread = 0
             self._gone = idle
+            self._waiting -= sum(request.size + 1 for request in self._answered)
             waiting = self._waiting
             if self._writer is not None:
                 self._ended.put(None)
@@ -162,14 +157,14 @@ class Transmission:
                         self._write(cookie, offset, self._rest(buffer[start + _HEADER_SIZE : end], length), flags)
                         start = end = 0
                 elif kind == Command.DISC:
-                    self._flush_replies()
+                    self._replies.flush()
                     return
                 else:
                     start += _HEADER_SIZE
                     self._other(kind, cookie, offset, length, flags)
             self._leave()
             self._collect()
-            self._flush_replies()
+            self._replies.flush()
             if start:
                 buffer[: end - start] = bytes(buffer[start:end])
                 start, end = 0, end - start
@@ -179,7 +174,7 @@ class Transmission:
         if length > MAX_BLOCK:
             raise Garbage(f"a write of {length} bytes: expected at most {MAX_BLOCK}")
         self._leave()
-        self._flush_replies()
+        self._replies.flush()
         data = memoryview(bytearray(length))
         have = len(begun)
         data[:have] = begun
@@ -225,10 +220,8 @@ class Transmission:
             return
         pieces = self._pieces(offset, length)
         if pieces is not None:
-            if length <= SMALL:
-                if self._read_small(cookie, offset, length, pieces):
-                    return
-            elif length // len(pieces) >= SMALL and self._read_large(cookie, offset, length, pieces):
+            straight = length // len(pieces) > SMALL
+            if (self._read_large if straight else self._read_pieces)(cookie, offset, length, pieces):
                 return
             self._leave()
         self._bio(Op.READ, _Request(Command.READ, cookie, offset, length, memoryview(bytearray(length))))
@@ -236,8 +229,9 @@ class Transmission:
     def _read_quickly(self, route: Route, cookie: int, offset: int, length: int) -> bool:
         """A read of at most `SMALL` bytes that is one piece of a disk and finds room: what nearly all are. False, and
         nothing done, for any other."""
-        filled = self._filled
-        if (offset | length) & self._mask or not length or filled + length > REPLY_BUFFER - _DATA_HEADER.size:
+        replies = self._replies
+        filled = replies.filled
+        if (offset | length) & self._mask or not length or filled + length > REPLY_BUFFER - DATA_HEADER.size:
             return False
         piece = route.find(offset >> 9)
         if piece is None:
@@ -245,49 +239,34 @@ class Transmission:
         disk, sector, count = piece
         if count << 9 < length or type(disk) is not Disk:
             return False
-        replies = self._replies
-        if self.structured:
+        buffer = replies.buffer
+        if replies.structured:
             data = filled + 28
-            _DATA_HEADER.pack_into(replies, filled, STRUCTURED_REPLY_MAGIC, 1, 1, cookie, 8 + length, offset)
+            DATA_HEADER.pack_into(buffer, filled, STRUCTURED_REPLY_MAGIC, 1, 1, cookie, 8 + length, offset)
         else:
             data = filled + 16
-            SIMPLE_REPLY.pack_into(replies, filled, SIMPLE_REPLY_MAGIC, 0, cookie)
+            SIMPLE_REPLY.pack_into(buffer, filled, SIMPLE_REPLY_MAGIC, 0, cookie)
         try:
-            if os.preadv(disk.fd, (replies[data : data + length],), sector << 9) != length:
+            if os.preadv(disk.fd, (buffer[data : data + length],), sector << 9) != length:
                 return False
         except OSError:
             return False
-        self._filled = data + length
+        replies.filled = data + length
         return True
 
-    def _read_small(self, cookie: int, offset: int, length: int, pieces: list[Piece]) -> bool:
-        if self._filled + _DATA_HEADER.size + length > REPLY_BUFFER:
-            self._flush_replies()
-            refreshed = self._pieces(offset, length)
-            if refreshed is None:
-                return False
-            pieces = refreshed
-        data = self._filled + self._put_data_header(cookie, offset, length)
-        stop = data
+    def _read_pieces(self, cookie: int, offset: int, length: int, pieces: list[Piece]) -> bool:
+        """Gather the pieces. False, and nothing answered, when one fails."""
+        data = memoryview(bytearray(length))
+        stop = 0
         try:
             for disk, sector, count in pieces:
                 start, stop = stop, stop + count * SECTOR_SIZE
-                if os.preadv(disk.fd, [self._replies[start:stop]], sector * SECTOR_SIZE) != stop - start:
+                if disk.read_into(data[start:stop], sector * SECTOR_SIZE):
                     return False
         except OSError:
             return False
-        self._filled = stop
+        self._replies.put(self._replies.data_header(cookie, offset, length), data)
         return True
-
-    def _put_data_header(self, cookie: int, offset: int, length: int) -> int:
-        """Write the header of a reply that carries data; its size."""
-        if self.structured:
-            _DATA_HEADER.pack_into(
-                self._replies, self._filled, STRUCTURED_REPLY_MAGIC, 1, Chunk.OFFSET_DATA, cookie, 8 + length, offset
-            )
-            return _DATA_HEADER.size
-        SIMPLE_REPLY.pack_into(self._replies, self._filled, SIMPLE_REPLY_MAGIC, 0, cookie)
-        return SIMPLE_REPLY.size
 
     def _read_large(self, cookie: int, offset: int, length: int, pieces: list[Piece]) -> bool:
         """Straight from the files to the socket. False, and nothing sent, when a file is too short."""
@@ -298,22 +277,20 @@ class Transmission:
             except OSError:
                 return False
         self._leave()
-        self._flush_replies()
-        self._filled = self._put_data_header(cookie, offset, length)
-        with self._sending:
-            self._send(self._replies[: self._filled])
-            self._filled = 0
+        self._replies.flush()
+        with self._replies.sending:
+            self._replies.send(self._replies.data_header(cookie, offset, length))
             while length:
                 sent = self._send_some(offset, length)
                 offset, length = offset + sent, length - sent
         return True
 
     def _send_some(self, offset: int, length: int) -> int:
-        """Send data of a reply that has begun; how many bytes went out, perhaps 0. `_sending` is held."""
+        """Send data of a reply that has begun; how many bytes went out, perhaps 0. the replies' `sending` is held."""
         begin = offset - offset % SECTOR_SIZE
         pieces = self._pieces(begin, -(-(offset + length) // SECTOR_SIZE) * SECTOR_SIZE - begin)
         if pieces is None:
-            self._send(self._read_now(begin, length + offset - begin)[offset - begin :])
+            self._replies.send(self._read_now(begin, length + offset - begin)[offset - begin :])
             return length
         disk, sector, count = pieces[0]
         skip = offset - begin
@@ -321,7 +298,7 @@ class Transmission:
             sent = os.sendfile(self._fd, disk.fd, sector * SECTOR_SIZE + skip, min(count * SECTOR_SIZE - skip, length))
         except BlockingIOError:
             self._leave()
-            self._wait_writable()
+            self._replies.wait_writable()
             return 0
         finally:
             self._leave()
@@ -434,7 +411,7 @@ class Transmission:
         for size, hole in extents:
             payload += EXTENT.pack(size, Allocation.HOLE | Allocation.ZERO if hole else 0)
         header = STRUCTURED_REPLY.pack(STRUCTURED_REPLY_MAGIC, 1, Chunk.BLOCK_STATUS, cookie, len(payload))
-        self._put(header + payload)
+        self._replies.put(header, payload)
 
     # -- bios -------------------------------------------------------------------------------------------
 
@@ -448,7 +425,7 @@ class Transmission:
 
     def _begin(self, request: _Request) -> None:
         if self._waiting and self._waiting + request.size > MAX_WAITING:
-            self._flush_replies()
+            self._replies.flush()
             self._wait_until(lambda: not self._waiting or self._waiting + request.size <= MAX_WAITING)
         with self._room:
             self._waiting += request.size + 1
@@ -477,11 +454,19 @@ class Transmission:
     def _collect(self) -> None:
         """Answer what ended in this thread."""
         while self._answered:
-            request = self._answered.pop(0)
-            self._put(self._encode(request))
-            if request.kind == Command.READ and not request.error and request.data is not None:
-                self._put(request.data)
+            request = self._answered[0]
+            self._replies.put(*self._encode(request))
+            del self._answered[0]
             self._finish(request)
+
+    def _encode(self, request: _Request) -> tuple[bytes, memoryview | bytes]:
+        """Header and data of a reply."""
+        if request.kind == Command.READ and not request.error and request.data is not None:
+            return self._replies.data_header(request.cookie, request.offset, request.size), request.data
+        return self._replies.status(request.kind, request.cookie, request.error), b""
+
+    def _answer(self, kind: int, cookie: int, error: int) -> None:
+        self._replies.put(self._replies.status(kind, cookie, error))
 
     def _finish(self, request: _Request) -> None:
         with self._room:
@@ -496,67 +481,9 @@ class Transmission:
         while (request := self._ended.get()) is not None:
             try:
                 if not gone:
-                    with self._sending:
-                        self._send(self._encode(request))
-                        if request.kind == Command.READ and not request.error and request.data is not None:
-                            self._send(request.data)
+                    with self._replies.sending:
+                        for part in self._encode(request):
+                            self._replies.send(part)
             except OSError:
                 gone = True  # the client left; its thread sees that, too
             self._finish(request)
-
-    # -- replies ----------------------------------------------------------------------------------------
-
-    def _encode(self, request: _Request) -> bytes:
-        """The reply of a request without the data."""
-        kind, cookie, error = request.kind, request.cookie, wire_error(request.error)
-        if self.structured and kind in (Command.READ, Command.BLOCK_STATUS):
-            if not error:
-                size = 8 + request.size
-                return _DATA_HEADER.pack(STRUCTURED_REPLY_MAGIC, 1, Chunk.OFFSET_DATA, cookie, size, request.offset)
-            text = os.strerror(error).encode()
-            payload = struct.pack(">IH", error, len(text)) + text
-            return STRUCTURED_REPLY.pack(STRUCTURED_REPLY_MAGIC, 1, Chunk.ERROR, cookie, len(payload)) + payload
-        return SIMPLE_REPLY.pack(SIMPLE_REPLY_MAGIC, error, cookie)
-
-    def _answer(self, kind: int, cookie: int, error: int) -> None:
-        """A reply without data."""
-        if error or (self.structured and kind == Command.BLOCK_STATUS):
-            self._put(self._encode(_Request(kind, cookie, 0, 0, None, error)))
-            return
-        if self._filled + SIMPLE_REPLY.size > REPLY_BUFFER:
-            self._flush_replies()
-        SIMPLE_REPLY.pack_into(self._replies, self._filled, SIMPLE_REPLY_MAGIC, 0, cookie)
-        self._filled += SIMPLE_REPLY.size
-
-    def _put(self, data: bytes | memoryview) -> None:
-        """Add to the replies of this batch."""
-        size = len(data)
-        if size > REPLY_BUFFER - self._filled:
-            self._flush_replies()
-        if size > REPLY_BUFFER:
-            with self._sending:
-                self._send(data)
-            return
-        self._replies[self._filled : self._filled + size] = data
-        self._filled += size
-
-    def _flush_replies(self) -> None:
-        if self._filled:
-            self._leave()
-            filled, self._filled = self._filled, 0
-            with self._sending:
-                self._send(self._replies[:filled])
-
-    def _send(self, data: bytes | memoryview) -> None:
-        """All of it, however long the client takes. `_sending` is held."""
-        left = memoryview(data)
-        while left:
-            try:
-                left = left[self.sock.send(left) :]
-            except BlockingIOError:
-                self._wait_writable()
-
-    def _wait_writable(self) -> None:
-        poll = select.poll()
-        poll.register(self._fd, select.POLLOUT)
-        poll.poll()
