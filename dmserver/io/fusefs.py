@@ -15,6 +15,7 @@ import errno
 import logging
 import os
 import shutil
+import signal
 import stat
 import subprocess
 import threading
@@ -87,6 +88,8 @@ class FuseMount:
             self._failure = failure
             _log.error("FUSE on %s: %s", self.directory, failure)
         finally:
+            # libfuse puts back SIGPIPE's default action, which kills; Python had it ignored.
+            ctypes.CDLL(None).signal(signal.SIGPIPE, ctypes.c_void_p(signal.SIG_IGN))
             self._files.ready.set()
 
 
