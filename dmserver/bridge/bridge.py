@@ -20,17 +20,19 @@ from .changes import Changes
 from .control import ControlNodes, Door
 from .devices import Devices
 from .files import Files
+from .loopdev import LOOP_CONTROL_DEV, Loops
 from .namespace import Namespace
 from .nodes import ABSENT, Dir, File, Node, Special, attributes
 from .opens import Opens
 from .paths import Paths, Place
-from .rules import DM_TYPE, SYSCALL_RULES, SyscallRule
+from .rules import DM_TYPE, LOOP_TYPE, SYSCALL_RULES, SyscallRule
 from .seccomp import Listener
 from .supervisor import CONTINUE, Call, Handler, Outcome, Supervisor
 from .syscalls import AT_FDCWD, machine
 
 __all__ = ["Bridge"]
 
+LOOP_CONTROL = b"/dev/loop-control"
 DEV_RENAME, DEV_SUSPEND = 5, 6
 KEY_MAX = 32767  # bytes that add_key(2) takes
 #: libdevmapper's udev flags, the upper half of an event number (libdevmapper.h).
@@ -44,7 +46,8 @@ class Bridge:
         """`door` is what control nodes lead to, if not the host itself."""
         self.loop = loop
         self.host = host
-        self.devices = Devices(host.mapper, host.registry)
+        self.opens = Opens(host.mapper)
+        self.devices = Devices(host.mapper, host.registry, self.opens.sweep)
         self.space = Namespace(self.devices, self._private)
         self._root = tempfile.mkdtemp(prefix="dm")
         self.paths = Paths(self.space, os.fsencode(self._root) + b"/shadow")
@@ -52,8 +55,8 @@ class Bridge:
         self.changes: Changes = Changes(self)
         host.mapper.call_soon = loop.call_soon_threadsafe
         self.control = ControlNodes(loop, door or host, host.mapper.events, self._observe, self._locate)
-        self.opens = Opens(host.mapper)
         self.block_ioctls = BlockIoctls(loop)
+        self.loops = Loops(host.mapper, lambda: os.fsdecode(self._shadow_file(b"/dev/loop", b"")))
         self._supervisors: set[Supervisor] = set()
         self._handlers: dict[int, tuple[str, Handler]] = {
             number: (name, self._handler(rule, name))
@@ -86,8 +89,15 @@ class Bridge:
         if call.args[1] >> 8 & 0xFF == DM_TYPE:
             self.opens.sweep()
             return self.control.ioctl(call)
-        device = self.opens.device_of(call.caller, call.fd(0), call.caller.link(f"fd/{call.fd(0)}"))
-        return CONTINUE if device is None else self.block_ioctls.answer(call, device)
+        link = call.caller.link(f"fd/{call.fd(0)}")
+        if self.paths.unshadow(link) == LOOP_CONTROL:
+            return self.loops.control(call)
+        device = self.opens.device_of(call.caller, call.fd(0), link)
+        if device is None:
+            return CONTINUE
+        if call.args[1] >> 8 & 0xFF == LOOP_TYPE:
+            return self.loops.ioctl(call, device)
+        return self.block_ioctls.answer(call, device)
 
     def forget(self, call: Call) -> Outcome:
         call.supervisor.forget(call.caller.tid)
@@ -109,6 +119,8 @@ class Bridge:
 
     def open_device(self, call: Call, node: Special, place: Place, flags: int) -> int | Outcome:
         """Open a device node."""
+        if node.dev == LOOP_CONTROL_DEV and node.kind == stat.S_IFCHR:
+            return self.files.give(call, os.open(self._shadow_file(LOOP_CONTROL, b""), os.O_RDWR), flags)
         if node.kind == stat.S_IFCHR:
             return self.control.open(call, cloexec=bool(flags & os.O_CLOEXEC))
         device = self.devices.by_dev(node.dev)
@@ -125,7 +137,7 @@ class Bridge:
         if (shadowed := self.paths.unshadow(link)) is not None:
             path = shadowed
             node = self.space.find(path)
-            if isinstance(node, Dir | File):
+            if isinstance(node, Dir | File | Special):
                 return attributes(path, node)
         return None
 
@@ -133,13 +145,17 @@ class Bridge:
         """A real directory, or file with the present content, in the place of a node."""
         real = self.paths.shadow + path
         if isinstance(node, File):
-            os.makedirs(os.path.dirname(real), exist_ok=True)
-            fresh = real + b"~"
-            with open(fresh, "wb") as file:
-                file.write(node.content())
-            os.rename(fresh, real)
-        else:
-            os.makedirs(real, exist_ok=True)
+            return self._shadow_file(path, node.content())
+        os.makedirs(real, exist_ok=True)
+        return real
+
+    def _shadow_file(self, path: bytes, content: bytes) -> bytes:
+        real = self.paths.shadow + path
+        os.makedirs(os.path.dirname(real), exist_ok=True)
+        fresh = real + b"~"
+        with open(fresh, "wb") as file:
+            file.write(content)
+        os.rename(fresh, real)
         return real
 
     def _locate(self, caller: Caller, name: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from dmproto.records import Dev
 from dmserver.io.blockdev import BlockDevice
@@ -20,11 +20,12 @@ class Devices:
     """A view of one mapper and its target types.
 
     `library_made`: minors whose /dev/mapper node libdevmapper makes itself, as the flags in the event number of its
-    last resume or rename said; udev's part is ours for the others.
+    last resume or rename said; udev's part is ours for the others. `refresh` notices what was closed.
     """
 
-    def __init__(self, mapper: Mapper, registry: TargetRegistry) -> None:
+    def __init__(self, mapper: Mapper, registry: TargetRegistry, refresh: Callable[[], None]) -> None:
         self.mapper = mapper
+        self.refresh = refresh
         self.registry = registry
         self.library_made: set[int] = set()
 
@@ -42,7 +43,8 @@ class Devices:
 
     def disks(self) -> Iterator[Disk]:
         """Those with a node of their own; a file that a table names is a file."""
-        for disk in self.mapper.disks:
+        self.refresh()
+        for disk in tuple(self.mapper.disks):
             if isinstance(disk, Disk) and disk.backing != disk.path:
                 yield disk
 

@@ -70,7 +70,7 @@ class Files:
             return self.bridge.open_device(call, node, place, flags)
         if flags & os.O_ACCMODE and not flags & O_PATH:
             return -errno.EISDIR if isinstance(node, Dir) else -errno.EACCES
-        return self._give(call, os.open(self.bridge.shadow(place.path, node), flags & ~os.O_CREAT), flags)
+        return self.give(call, os.open(self.bridge.shadow(place.path, node), flags & ~os.O_CREAT), flags)
 
     def _open_real(self, call: Call, place: Place, flags: int, mode: int) -> int | Outcome:
         old = os.umask(0)
@@ -78,9 +78,10 @@ class Files:
             fd = os.open(place.real, flags, mode & ~int(call.caller.status("Umask"), 8))
         finally:
             os.umask(old)
-        return self._give(call, fd, flags)
+        return self.give(call, fd, flags)
 
-    def _give(self, call: Call, fd: int, flags: int) -> Outcome:
+    def give(self, call: Call, fd: int, flags: int) -> Outcome:
+        """Answer an open with `fd`, which is closed here."""
         try:
             call.hand_over(fd, cloexec=bool(flags & os.O_CLOEXEC))
         finally:

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 from dmserver.io.blockdev import BlockDevice
 
-from .nodes import ABSENT, Absent, Dir, File, Link, Node, Private, Special
+from .loopdev import LOOP_CONTROL_DEV
+from .nodes import ABSENT, Absent, Dir, File, Link, Node, Owner, Private, Special
 from .sysfs import bdi_directory, block_directory, kernel_name
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["CONTROL_DEV", "PATHS", "Namespace", "PathRule"]
 
 CONTROL_DEV = (10, 236)
+DISK_GROUP = 6
 
 #: Directories under /dev that stay the kernel's.
 NATIVE_DEV = (b"/dev/shm", b"/dev/pts", b"/dev/mqueue", b"/dev/hugepages", b"/dev/fd")
@@ -113,7 +115,7 @@ def _block(device: BlockDevice) -> Special:
 
 def _dev(space: Namespace, name: bytes) -> Dir:
     def entries() -> Mapping[bytes, Node]:
-        nodes: dict[bytes, Node] = {b"mapper": _mapper(space, b"mapper")}
+        nodes: dict[bytes, Node] = {b"mapper": _mapper(space, b"mapper"), b"loop-control": LOOP_CONTROL}
         for device in space.devices:
             path = os.fsencode(device.path)
             if path.startswith(b"/dev/"):
@@ -132,6 +134,7 @@ def _mapper(space: Namespace, name: bytes) -> Dir:
 
 
 CONTROL = Special(stat.S_IFCHR, CONTROL_DEV)
+LOOP_CONTROL = Special(stat.S_IFCHR, LOOP_CONTROL_DEV, Owner(0o660, 0, DISK_GROUP))
 
 
 def _udev_link(minor: int) -> Link:
@@ -140,6 +143,10 @@ def _udev_link(minor: int) -> Link:
 
 def _control(space: Namespace, name: bytes) -> Node:
     return CONTROL
+
+
+def _loop_control(space: Namespace, name: bytes) -> Node:
+    return LOOP_CONTROL
 
 
 def _mapper_node(space: Namespace, name: bytes) -> Node:
@@ -309,7 +316,8 @@ PATHS: tuple[PathRule, ...] = (
     PathRule(1, "/proc/devices", "the kernel's, with device-mapper and the majors of all disks", _proc_devices),
     PathRule(1, "/proc/misc", "the kernel's, with 236 device-mapper", _proc_misc),
     PathRule(1, "/run/udev/control", "absent: no udev is waited for", _absent),
-    PathRule(2, "/dev/*", "block devices: dm-N, and those of --pdev", _dev_node),
+    PathRule(2, "/dev/loop-control", "character device 10:237, for loop devices of the bridge's own", _loop_control),
+    PathRule(2, "/dev/*", "block devices: dm-N, those of --pdev, loop devices that clients asked for", _dev_node),
     PathRule(3, "/sys/dev/block/*", "link to the device's directory", _number),
     PathRule(3, "/sys/devices/virtual/block/*", "directory of a block device, as a kernel shows it", _block_dir),
     PathRule(3, "/sys/devices/virtual/bdi/*", "directory with read_ahead_kb", _bdi_dir),

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from .seccomp import build_filter
 from .syscalls import machine
 
-__all__ = ["DM_TYPE", "IOCTL_TYPES", "SYSCALL_RULES", "SyscallRule", "filter_program"]
+__all__ = ["DM_TYPE", "IOCTL_TYPES", "LOOP_TYPE", "SYSCALL_RULES", "SyscallRule", "filter_program"]
 
 DM_TYPE = 0xFD
+LOOP_TYPE = 0x4C
 
 #: Types of ioctls that are looked at, with their rung: device-mapper, block devices, disks, loop, floppy, CD-ROM.
-IOCTL_TYPES = {DM_TYPE: 1, 0x12: 2, 0x03: 2, 0x4C: 2, 0x02: 3, 0x53: 3}
+IOCTL_TYPES = {DM_TYPE: 1, 0x12: 2, 0x03: 2, LOOP_TYPE: 2, 0x02: 3, 0x53: 3}
 
 
 @dataclass(frozen=True, slots=True)

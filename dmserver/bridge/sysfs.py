@@ -108,7 +108,7 @@ def _own(device: BlockDevice) -> dict[bytes, Node]:
     if isinstance(device, DmDev):
         return {b"dm": Dir(lambda: _files(_dm(device)))}
     backing = getattr(device, "backing", "")
-    if device.dev[0] == LOOP_MAJOR and backing:
+    if device.dev[0] == LOOP_MAJOR and backing and getattr(device, "bound", True):
         values = {"backing_file": backing, "partscan": 0, "autoclear": 0, "offset": 0, "sizelimit": 0, "dio": 0}
         return {b"loop": Dir(lambda: _files(values))}
     return {}

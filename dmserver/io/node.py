@@ -32,8 +32,8 @@ def read(bdev: BlockDevice, offset: int, length: int) -> memoryview:
 
 
 def write(bdev: BlockDevice, offset: int, data: memoryview) -> int:
-    """How many bytes were written: cut short at the end of the device; past it ENOSPC. A sector that is not written
-    as a whole is read first."""
+    """How many bytes were written: cut short at the end of the device; past it ENOSPC. A logical block that is not
+    written as a whole is read first."""
     if bdev.read_only:
         raise _error(errno.EPERM, bdev)
     if not data:
@@ -42,7 +42,7 @@ def write(bdev: BlockDevice, offset: int, data: memoryview) -> int:
     if room <= 0:
         raise _error(errno.ENOSPC, bdev)
     data = data[:room]
-    if (offset | len(data)) % SECTOR_SIZE:
+    if (offset | len(data)) % bdev.limits.logical_block_size:
         with bdev.read_modify_write:
             whole, skip = _read_sectors(bdev, offset, len(data))
             whole[skip : skip + len(data)] = data
@@ -86,9 +86,10 @@ def fallocate(bdev: BlockDevice, mode: int, offset: int, length: int) -> None:
 
 
 def _read_sectors(bdev: BlockDevice, offset: int, length: int) -> tuple[memoryview, int]:
-    """The sectors that hold a range, and where in them it begins."""
-    skip = offset % SECTOR_SIZE
-    data = memoryview(bytearray(-(-(skip + length) // SECTOR_SIZE) * SECTOR_SIZE))
+    """The logical blocks that hold a range, and where in them it begins."""
+    block = bdev.limits.logical_block_size
+    skip = offset % block
+    data = memoryview(bytearray(-(-(skip + length) // block) * block))
     _submit(bdev, Op.READ, offset - skip, data)
     return data, skip
 

@@ -68,8 +68,6 @@ SESSIONS: dict[str, int] = {
 #: Steps that are not compared: (file, lines, reason).
 EXCLUDED: tuple[tuple[str, tuple[int, ...], str], ...] = (
     ("misc_kpartx", (36,), "kpartx -n leaves the node to udev, whose part the bridge plays; no udev ran in the guest"),
-    ("misc_kpartx", (*range(45, 52), *range(53, 59)), "stops at LOOP_CTL_GET_FREE: no loop devices for image files"),
-    ("misc_kpartx", (*range(61, 68),), "minors follow from the step before"),
     ("misc_fs", (5, 6, 7, 8, 9, 12, 13, *range(20, 26), 29, *range(37, 42)), "stops at mount(2): the kernel reads"),
     ("misc_fs", (27,), "resize2fs of a file system that was not mounted and written before"),
     ("misc_fs", (19, 36), "lsblk finds file systems here that it did not look for in the guest"),

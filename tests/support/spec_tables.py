@@ -19,6 +19,7 @@ from dmproto.commands import COMMANDS, CommandFlag
 from dmproto.flags import DmFlag
 from dmproto.objects import Dictionary
 from dmserver.bridge.blockioctl import IOCTLS
+from dmserver.bridge.loopdev import CONTROL_IOCTLS, LOOP_IOCTLS
 from dmserver.bridge.namespace import PATHS
 from dmserver.bridge.rules import SYSCALL_RULES
 
@@ -134,6 +135,11 @@ TABLES: dict[str, Callable[[], str]] = {
     "bridge paths": lambda: table("rung | path | answer", [(r.rung, f"`{r.path}`", r.answer) for r in PATHS]),
     "bridge ioctls": lambda: table(
         "rung | ioctl | number | answer", [(r.rung, r.name, f"{n:#x}", r.answer) for n, r in IOCTLS.items()]
+    ),
+    "bridge loop": lambda: table(
+        "on | ioctl | number",
+        [("/dev/loop-control", name, f"{n:#x}") for n, (name, _) in CONTROL_IOCTLS.items()]
+        + [("/dev/loopN", name, f"{n:#x}") for n, (name, _) in LOOP_IOCTLS.items()],
     ),
     "bridge sessions": lambda: table("rung | session | not compared, and why", bridge_sessions()),
     "bridge masks": lambda: table("masked | why", [(f"`{p}`".replace("|", "\\|"), why) for p, _, why in MASKS]),

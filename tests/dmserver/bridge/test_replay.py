@@ -15,17 +15,17 @@ from support.bridge_replay import EXCLUDED, SESSIONS, Outcome, replay
 TESTS = Path(__file__).parents[2]
 NOBODY = "65534"
 PROGRAMS = {"crypt": "cryptsetup", "lvm": "lvm", "misc": "kpartx", "dmsetup": "dmsetup"}
+CHECK = "import dmserver.testing, subprocess, sys; subprocess.run([sys.executable, '-c', ''], check=True)"
 INTERPRETERS = (sys.executable, "/usr/bin/python3", "/usr/local/bin/python3")
 
 
 def as_nobody(*argv: str) -> subprocess.CompletedProcess[str]:
     """Run Python as an ordinary user; root's own interpreter may be out of his reach."""
     drop = ["setpriv", "--reuid", NOBODY, "--regid", NOBODY, "--clear-groups"]
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent), *sys.path]), "HOME": "/tmp"}
+    packages = [path for path in sys.path if path.endswith("site-packages")]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent), *packages]), "HOME": "/tmp"}
     for interpreter in INTERPRETERS:
-        works = subprocess.run(
-            [*drop, interpreter, "-c", "import dmserver.testing"], env=env, cwd="/tmp", capture_output=True, check=False
-        )
+        works = subprocess.run([*drop, interpreter, "-c", CHECK], env=env, cwd="/tmp", capture_output=True, check=False)
         if works.returncode == 0:
             break
     else:
@@ -61,6 +61,7 @@ def test_as_an_ordinary_user(file: str) -> None:
         compare(file, list(replay(file)))
         return
     done = as_nobody("-m", "support.bridge_replay", file)
+    assert not done.returncode, done.stderr
     compare(file, [Outcome(**json.loads(line)) for line in done.stdout.splitlines()])
 
 

@@ -1,0 +1,194 @@
+"""Loop devices for image files (linux/loop.h), of the bridge's own: losetup, kpartx and cryptsetup on a file.
+
+A loop device is a disk whose backing file comes and goes; while it has none it stands on an empty file. Only whole
+files can be bound: a descriptor of the file cannot shift its offsets::
+
+    struct loop_info64 {                             struct loop_config {
+        __u64 lo_device, lo_inode, lo_rdevice;           __u32 fd;
+        __u64 lo_offset, lo_sizelimit;                   __u32 block_size;
+        __u32 lo_number, lo_encrypt_type;                struct loop_info64 info;
+        __u32 lo_encrypt_key_size, lo_flags;             __u64 __reserved[8];
+        __u8 lo_file_name[64], lo_crypt_name[64];    };
+        __u8 lo_encrypt_key[32];
+        __u64 lo_init[2];
+    };
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from collections.abc import Callable
+from struct import Struct
+
+from dmserver.io.blockdev import BlockDevice
+from dmserver.io.disk import Disk
+from dmserver.io.disks import LOOP_MAJOR
+from dmserver.model.mapper import Mapper
+
+from .supervisor import Call
+from .syscalls import machine
+
+__all__ = ["CONTROL_IOCTLS", "LOOP_CONTROL_DEV", "LOOP_IOCTLS", "Loops"]
+
+LOOP_CONTROL_DEV = (10, 237)
+LO_FLAGS_READ_ONLY, LO_FLAGS_AUTOCLEAR = 1, 4
+_INFO = Struct("=5Q4I64s64s32s16x")
+# struct loop_info: lo_number, lo_device, lo_inode, lo_rdevice, lo_offset, encryption (2), lo_flags, lo_name ...
+_OLD_INFO = {"x86_64": Struct("=i4xQQQ4i64s56x"), "aarch64": Struct("=iIQI4i64s60x")}
+_CONFIG_HEAD = Struct("=II")
+
+
+class LoopDevice(Disk):
+    """/dev/loopN. `empty` is the file that it stands on while nothing is bound."""
+
+    def __init__(self, number: int, empty: str) -> None:
+        super().__init__(f"/dev/loop{number}", (LOOP_MAJOR, number), empty)
+        self.empty = self.backing
+        self.autoclear = False
+
+    @property
+    def bound(self) -> bool:
+        return self.backing != self.empty
+
+    def bind(self, backing: str, *, read_only: bool = False) -> None:
+        """Stand on another file, open or not."""
+        opened = self.fd >= 0
+        fd = os.open(backing, (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC) if opened else -1
+        if opened:
+            os.close(self.fd)
+        self.backing, self.fd, self.read_only = backing, fd, read_only
+        self._size = self._measure()
+
+    def last_close(self) -> None:
+        super().last_close()
+        if self.autoclear:
+            self.autoclear = False
+            self.bind(self.empty)
+
+
+class Loops:
+    """All loop devices, and /dev/loop-control. `empty()` makes the file that unbound devices stand on."""
+
+    def __init__(self, mapper: Mapper, empty: Callable[[], str]) -> None:
+        self.mapper = mapper
+        self._empty = empty
+
+    def control(self, call: Call) -> int:
+        """An ioctl on /dev/loop-control."""
+        row = CONTROL_IOCTLS.get(call.args[1] & 0xFFFFFFFF)
+        return -errno.ENOTTY if row is None else row[1](self, call)
+
+    def ioctl(self, call: Call, device: BlockDevice) -> int:
+        """An ioctl of type 0x4c on a block device."""
+        row = LOOP_IOCTLS.get(call.args[1] & 0xFFFFFFFF)
+        if row is None or not isinstance(device, Disk) or device.dev[0] != LOOP_MAJOR:
+            return -errno.ENOTTY
+        return row[1](self, call, device)
+
+    def get_free(self, call: Call) -> int:
+        """The lowest unbound device; a new one where neither we nor the kernel have a node."""
+        number = 0
+        while True:
+            found = self.mapper.disks.by_dev((LOOP_MAJOR, number))
+            if isinstance(found, LoopDevice) and not found.bound:
+                return number
+            if found is None and not os.path.exists(f"/dev/loop{number}"):
+                self.mapper.disks.add(LoopDevice(number, self._empty()))
+                return number
+            number += 1
+
+    def set_fd(self, call: Call, device: Disk) -> int:
+        return self._bind(call, device, call.args[2] & 0xFFFFFFFF, read_only=False)
+
+    def configure(self, call: Call, device: Disk) -> int:
+        data = call.caller.read_exactly(call.args[2], _CONFIG_HEAD.size + _INFO.size)
+        fd, _ = _CONFIG_HEAD.unpack_from(data)
+        _, _, _, offset, limit, _, _, _, flags, *_ = _INFO.unpack_from(data, _CONFIG_HEAD.size)
+        if offset or limit:
+            return -errno.EINVAL
+        result = self._bind(call, device, fd, read_only=bool(flags & LO_FLAGS_READ_ONLY))
+        if not result and isinstance(device, LoopDevice):
+            device.autoclear = bool(flags & LO_FLAGS_AUTOCLEAR)
+        return result
+
+    def _bind(self, call: Call, device: Disk, fd: int, *, read_only: bool) -> int:
+        if not isinstance(device, LoopDevice) or device.bound:
+            return -errno.EBUSY
+        backing = call.caller.link(f"fd/{fd}")
+        ours = call.caller.borrow(fd)
+        try:
+            writable = fcntl.fcntl(ours, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY
+        finally:
+            os.close(ours)
+        device.bind(os.fsdecode(backing), read_only=read_only or not writable)
+        return 0
+
+    def clear(self, call: Call, device: Disk) -> int:
+        """Now if only the caller has it open, else with the last close, as the kernel does."""
+        if not isinstance(device, LoopDevice) or not device.bound:
+            return -errno.ENXIO
+        device.autoclear = device.openers > 1
+        if not device.autoclear:
+            device.bind(device.empty)
+        return 0
+
+    def set_status64(self, call: Call, device: Disk) -> int:
+        if not isinstance(device, LoopDevice) or not device.bound:
+            return -errno.ENXIO
+        _, _, _, offset, limit, _, _, _, flags, *_ = _INFO.unpack(call.caller.read_exactly(call.args[2], _INFO.size))
+        if offset or limit:
+            return -errno.EINVAL
+        device.autoclear = bool(flags & LO_FLAGS_AUTOCLEAR)
+        return 0
+
+    def set_status(self, call: Call, device: Disk) -> int:
+        """The older structure; whoever sends it sets the file's name only."""
+        return 0 if isinstance(device, LoopDevice) and device.bound else -errno.ENXIO
+
+    def get_status(self, call: Call, device: Disk) -> int:
+        """The older structure, whose layout depends on the machine."""
+        if isinstance(device, LoopDevice) and not device.bound:
+            return -errno.ENXIO
+        flags = LO_FLAGS_READ_ONLY if device.read_only else 0
+        name = os.fsencode(device.backing)[:63]
+        call.write(call.args[2], _OLD_INFO[machine().name].pack(device.dev[1], 0, 0, 0, 0, 0, 0, flags, name))
+        return 0
+
+    def get_status64(self, call: Call, device: Disk) -> int:
+        if isinstance(device, LoopDevice) and not device.bound:
+            return -errno.ENXIO
+        found = os.stat(f"/proc/self/fd/{device.fd}" if device.fd >= 0 else device.backing)
+        autoclear = isinstance(device, LoopDevice) and device.autoclear
+        flags = (LO_FLAGS_READ_ONLY if device.read_only else 0) | (LO_FLAGS_AUTOCLEAR if autoclear else 0)
+        name = os.fsencode(device.backing)[:63]
+        numbers = (found.st_dev, found.st_ino, found.st_rdev, 0, 0, device.dev[1], 0, 0, flags)
+        call.write(call.args[2], _INFO.pack(*numbers, name, b"", b""))
+        return 0
+
+    def set_capacity(self, call: Call, device: Disk) -> int:
+        if not isinstance(device, LoopDevice) or not device.bound:
+            return -errno.ENXIO
+        device.bind(device.backing, read_only=device.read_only)
+        return 0
+
+    def nothing(self, call: Call, device: Disk) -> int:
+        return 0
+
+
+#: Number: (name, handler).
+CONTROL_IOCTLS: dict[int, tuple[str, Callable[[Loops, Call], int]]] = {0x4C82: ("LOOP_CTL_GET_FREE", Loops.get_free)}
+
+LOOP_IOCTLS: dict[int, tuple[str, Callable[[Loops, Call, Disk], int]]] = {
+    0x4C00: ("LOOP_SET_FD", Loops.set_fd),
+    0x4C01: ("LOOP_CLR_FD", Loops.clear),
+    0x4C02: ("LOOP_SET_STATUS", Loops.set_status),
+    0x4C03: ("LOOP_GET_STATUS", Loops.get_status),
+    0x4C04: ("LOOP_SET_STATUS64", Loops.set_status64),
+    0x4C05: ("LOOP_GET_STATUS64", Loops.get_status64),
+    0x4C07: ("LOOP_SET_CAPACITY", Loops.set_capacity),
+    0x4C08: ("LOOP_SET_DIRECT_IO", Loops.nothing),
+    0x4C09: ("LOOP_SET_BLOCK_SIZE", Loops.nothing),
+    0x4C0A: ("LOOP_CONFIGURE", Loops.configure),
+}

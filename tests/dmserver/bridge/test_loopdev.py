@@ -1,0 +1,56 @@
+"""Image files as loop devices: losetup, kpartx, cryptsetup."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+PATH = "/usr/sbin:/sbin:/usr/bin:/bin"
+
+
+def needs(program: str) -> pytest.MarkDecorator:
+    return pytest.mark.skipif(shutil.which(program, path=PATH) is None, reason=f"{program} is not installed")
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    path = tmp_path / "disk.img"
+    path.write_bytes(bytes(32 << 20))
+    return path
+
+
+@needs("losetup")
+def test_bind_and_detach(dm_run: Run, image: Path) -> None:
+    script = """loop=$(losetup -f --show disk.img); losetup -n -O BACK-FILE $loop; blockdev --getsize64 $loop
+    printf data | dd of=$loop bs=4 seek=1 conv=notrunc 2>/dev/null
+    losetup --set-capacity $loop; losetup -d $loop; blockdev --getsize64 $loop; losetup -a"""
+    assert dm_run("sh", "-c", script, cwd=image.parent).stdout == f"{image}\n{32 << 20}\n0\n"
+    assert image.read_bytes()[:8] == b"\0\0\0\0data"
+
+
+@needs("losetup")
+def test_refusals(dm_run: Run, image: Path) -> None:
+    script = """loop=$(losetup -f --show disk.img); losetup $loop disk.img; losetup -f -o 512 disk.img
+    losetup -r -f --show disk.img >/dev/null && losetup -n -O RO"""
+    done = dm_run("sh", "-c", script, cwd=image.parent, check=False)
+    assert done.stdout.split() == ["0", "1"]
+    assert done.stderr.count("losetup:") >= 2
+
+
+@needs("cryptsetup")
+@needs("mkfs.ext4")
+def test_luks_in_a_file(dm_run: Run, image: Path) -> None:
+    pytest.importorskip("cryptography")
+    script = """set -e
+    printf secret | cryptsetup -q luksFormat --pbkdf pbkdf2 --pbkdf-force-iterations 1000 disk.img -
+    printf secret | cryptsetup open disk.img vol -
+    mkfs.ext4 -q /dev/mapper/vol; e2fsck -fn /dev/mapper/vol >/dev/null 2>&1; cryptsetup close vol
+    printf wrong | cryptsetup open disk.img vol - || echo refused; dmsetup ls; losetup -a"""
+    assert dm_run("sh", "-c", script, cwd=image.parent).stdout == "refused\nNo devices found\n"
+    assert image.read_bytes().startswith(b"LUKS\xba\xbe")
