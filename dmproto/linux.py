@@ -43,8 +43,12 @@ from .commands import Command, CommandFlag, Payload
 from .errors import BadBinary
 from .flags import DmFlag, NameListFlag
 from .records import (
+    DATA_OFFSET,
     DM_NAME_LEN,
     DM_UUID_LEN,
+    HEADER_SIZE,
+    MAX_DATA_SIZE,
+    VERSION_SIZE,
     DeviceEntry,
     Header,
     Message,
@@ -77,11 +81,7 @@ __all__ = [
     "parse_header",
 ]
 
-VERSION_SIZE = 12  #: bytes of `version[3]`, all that comes back from a failure
-DATA_OFFSET = 305  #: offsetof(struct dm_ioctl, data): the shortest message, and a reply without data
-HEADER_SIZE = 312  #: sizeof(struct dm_ioctl) on LP64
 REQUEST_SIZE = 16384  #: bytes of libdevmapper's buffer
-MAX_DATA_SIZE = 1 << 30  #: the largest data_size that the kernel takes, in bytes
 DM_MAX_TYPE_NAME = 16  #: bytes of `target_type`
 MIN_TABLE_START = 40  #: populate_table() takes specs from here on, even inside the header
 EVENT_NR_SINCE = (4, 38)  #: lists of devices tell event numbers from this version on

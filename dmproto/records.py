@@ -12,9 +12,13 @@ from dataclasses import dataclass, field
 from .commands import Command
 
 __all__ = [
+    "DATA_OFFSET",
     "DM_NAME_LEN",
     "DM_UUID_LEN",
+    "HEADER_SIZE",
+    "MAX_DATA_SIZE",
     "SECTOR_SIZE",
+    "VERSION_SIZE",
     "Dev",
     "DeviceEntry",
     "Header",
@@ -34,6 +38,10 @@ __all__ = [
 ]
 
 SECTOR_SIZE = 512
+VERSION_SIZE = 12  #: bytes of `dm_ioctl.version`, all that comes back from a failure
+DATA_OFFSET = 305  #: offsetof(struct dm_ioctl, data): the shortest message, and a reply without data
+HEADER_SIZE = 312  #: sizeof(struct dm_ioctl) on LP64
+MAX_DATA_SIZE = 1 << 30  #: the largest data_size that the kernel takes, in bytes
 DM_NAME_LEN = 128  #: bytes of `name`, its NUL included
 DM_UUID_LEN = 129  #: bytes of `uuid`, its NUL included
 

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
-from typing import Any, Literal, ParamSpec, get_args
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, get_args
 
 from dmproto.commands import BY_VERB, COMMANDS, CommandFlag
 from dmproto.objects import describe
@@ -19,10 +20,8 @@ from dmproto.parameters import redact
 from dmproto.proplib import Unsigned
 
 from .control.linux import LinuxControl
-from .control.netbsd import NetbsdControl
 from .control.netbsd_call import Call, Refusal
 from .control.session import Cancel, Session
-from .control.translated import dictionary_to_linux, ioctl_to_netbsd
 from .io.blockdev import BlockDevice
 from .io.disks import LOOP_MAJOR, VND_MAJOR, Disks
 from .io.work import ThreadWork
@@ -30,6 +29,9 @@ from .model.dm_dev import DmDev
 from .model.mapper import Mapper
 from .model.minors import EverGrowing, LowestFree
 from .targets.registry import TargetRegistry
+
+if TYPE_CHECKING:
+    from .control.netbsd import NetbsdControl
 
 __all__ = ["LINUX_MAJOR", "NETBSD_MAJOR", "Host", "Personality"]
 
@@ -90,7 +92,13 @@ class Host:
         self.changes = 0
         self.mapper.on_remove.append(self._changed)
         self.linux = LinuxControl(self.mapper, self.registry)
-        self.netbsd = NetbsdControl(self.mapper, self.registry, mended=not netbsd)
+
+    @cached_property
+    def netbsd(self) -> NetbsdControl:
+        """NetBSD's rules; they and its dictionary are not even imported for a client of Linux's."""
+        from .control.netbsd import NetbsdControl
+
+        return NetbsdControl(self.mapper, self.registry, mended=self.personality != "netbsd")
 
     def add_pdev(self, text: str) -> BlockDevice:
         """Declare `DEVICE=BACKING[,dev=MAJ:MIN][,ro]`; BACKING is a file, a block device, or `ram:SIZE`. ValueError
@@ -107,6 +115,8 @@ class Host:
         if number & 0xFF not in _QUERY_NUMBERS:
             done = self._count(done)
         if self.personality == "netbsd":
+            from .control.translated import ioctl_to_netbsd
+
             return ioctl_to_netbsd(self.netbsd, session, number, buffer, done)
         return self.linux.ioctl(session, number, buffer, done)
 
@@ -134,6 +144,8 @@ class Host:
             return None
         if not session.privileged:
             session = self.open()
+        from .control.translated import dictionary_to_linux
+
         return dictionary_to_linux(self.linux, session, request, done)
 
     def _extension(self, session: Session, request: dict[str, Any], done: Callable[[dict[str, Any]], None]) -> None:

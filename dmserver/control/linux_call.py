@@ -12,8 +12,7 @@ from struct import Struct
 from typing import TYPE_CHECKING
 
 from dmproto.flags import DmFlag
-from dmproto.linux import DATA_OFFSET, HEADER_SIZE
-from dmproto.records import DM_NAME_LEN, DM_UUID_LEN, huge_decode
+from dmproto.records import DATA_OFFSET, DM_NAME_LEN, DM_UUID_LEN, HEADER_SIZE, huge_decode
 
 from ..model.dm_dev import DmDev
 from ..model.dm_table import DmTable

@@ -6,8 +6,7 @@ import errno
 from struct import Struct
 
 from dmproto.flags import DmFlag
-from dmproto.linux import DATA_OFFSET
-from dmproto.records import to_bytes, to_text
+from dmproto.records import DATA_OFFSET, to_bytes, to_text
 
 from ..model.args import split_args
 from ..model.dm_dev import DmDev
