@@ -15,9 +15,6 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, get_args
 
 from dmproto.commands import BY_VERB, COMMANDS, CommandFlag
-from dmproto.objects import describe
-from dmproto.parameters import redact
-from dmproto.proplib import Unsigned
 
 from .control.linux import LinuxControl
 from .control.netbsd_call import Call, Refusal
@@ -122,6 +119,8 @@ class Host:
 
     def dictionary(self, session: Session, request: object, done: Callable[[dict[str, Any]], None]) -> Cancel | None:
         """A dictionary request, which becomes the reply. That holds `errno` and `error` when the command failed."""
+        from dmproto.objects import describe
+
         if not isinstance(request, dict):
             Call({}, done).finish(Refusal(errno.EIO, f"expected a dictionary, got {describe(request)}"))
             return None
@@ -150,6 +149,8 @@ class Host:
 
     def _extension(self, session: Session, request: dict[str, Any], done: Callable[[dict[str, Any]], None]) -> None:
         """The commands that are ours: `pdevs` lists the physical devices, newest first, `log` the kernel's log."""
+        from dmproto.proplib import Unsigned
+
         call = Call(request, done)
         if request["command"] == "pdevs":
             request["cmd_data"] = [
@@ -179,12 +180,15 @@ class Host:
         return counted
 
     def close(self) -> None:
-        """Stop the worker threads. Devices are forgotten, as at a reboot."""
+        """Stop the worker threads and free the disks. Devices are forgotten, as at a reboot."""
         self._work.close()
+        self.mapper.disks.close()
 
 
 def _without_secrets(done: Callable[[dict[str, Any]], None]) -> Callable[[dict[str, Any]], None]:
     """NetBSD shows anyone a table, and has no targets with keys in it; those of Linux are blotted out."""
+
+    from dmproto.parameters import redact
 
     def redacted(reply: dict[str, Any]) -> None:
         entries = reply.get("cmd_data")

@@ -71,6 +71,12 @@ class Disks(BlockDevices):
         file."""
         self._register(path, path, dev, False)
 
+    def close(self) -> None:
+        """Free all disks."""
+        for disk in self:
+            if isinstance(disk, Disk):
+                disk.free()
+
     def _register(self, path: str, backing: str, dev: Dev | None, read_only: bool) -> Disk:
         disk = Disk(path, dev or self._number(backing), backing, read_only=read_only)
         self.add(disk)

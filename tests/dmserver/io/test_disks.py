@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -67,3 +68,13 @@ def test_an_adopted_file_keeps_its_number(image: Path) -> None:
     assert disks.lookup(str(image)).dev == (7, 5)
     with pytest.raises(ValueError, match="exists already"):
         disks.adopt(str(image), (7, 6))
+
+
+def test_closing_frees_the_memory() -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    disks = Disks()
+    for number in range(3):
+        disks.declare(f"/dev/ram{number}=ram:1M")
+    assert len(os.listdir("/proc/self/fd")) == before + 3
+    disks.close()
+    assert len(os.listdir("/proc/self/fd")) == before
