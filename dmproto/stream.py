@@ -136,6 +136,7 @@ class _Stream:
         self._plist_limit = plist_limit
         self._binary_limit = binary_limit
         self._buffer = bytearray()  # the current message, less what was dropped, and what follows it
+        self._whole: Event | None = None  # a binary message that came in one piece, alone
         self._form: _Form | None = None  # of the current message; None between messages
         self._searched = 0  # how much of the buffer needs no further look
         self._dropped = 0  # bytes of the current message that are gone, since it is too large
@@ -149,12 +150,28 @@ class _Stream:
         """Take what the socket gave; b"" is the end of the stream."""
         if not data:
             self._ended = True
-        elif not self._failed:
+        elif not self._failed and (self._buffer or self._whole is not None or not self._is_whole(data)):
             self._buffer += data
+
+    def _is_whole(self, data: bytes | bytearray | memoryview) -> bool:
+        """Keep `data` out of the buffer if it is one binary message: most requests come like that."""
+        head = self._head
+        if type(data) is not bytes or len(data) < head.size or data[:4] != _MAGIC or self._form is not None:
+            return False
+        _, number, size = head.unpack_from(data)
+        if size != len(data) - head.size or size >= self._binary_limit:
+            return False
+        self._whole = self._binary(number, data[head.size :])
+        return True
 
     def next_event(self) -> Event:
         """The next message, `Malformed`, `NEED_DATA` or `CLOSED`."""
         buffer = self._buffer
+        if self._whole is not None:
+            event, self._whole = self._whole, None
+            return event
+        if not (buffer or self._ended or self._failed):
+            return NEED_DATA
         if self._failed:
             return CLOSED
         if self._form is None:
