@@ -8,7 +8,6 @@ from the start, like modules that somebody loaded by hand.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from importlib.metadata import entry_points
 
 from ..model.dm_target import Target
 
@@ -27,17 +26,20 @@ class TargetRegistry:
     def __init__(self, kinds: Iterable[type[Target]] = ()) -> None:
         self._loaded: dict[str, type[Target]] = {}
         self._modules: dict[str, list[type[Target]]] = {}
+        self._installed = True
         for kind in kinds:
             self.register(kind)
 
     def register(self, kind: type[Target]) -> None:
         """Add a type (`dm_register_target`). ValueError when the name is taken."""
+        self._look()
         if kind.name in self._loaded:
             raise ValueError(f"target type {kind.name!r} is registered already")
         self._loaded[kind.name] = kind
 
     def get(self, name: str) -> type[Target] | None:
         """The type called `name`, its module loaded if need be (`dm_get_target_type`)."""
+        self._look()
         if name not in self._loaded:
             self._load(name)
         return self._loaded.get(name)
@@ -50,26 +52,37 @@ class TargetRegistry:
 
     def modprobe(self, module: str) -> bool:
         """Load a module (`dm-snapshot`), unless that is done already. False when there is no such module."""
+        self._look()
         for kind in self._modules.pop(module, ()):
             self.register(kind)
         return any(_module(kind) == module for kind in self._loaded.values())
 
     def __iter__(self) -> Iterator[type[Target]]:
+        self._look()
         return iter(reversed(self._loaded.values()))
 
     @classmethod
     def installed(cls) -> TargetRegistry:
-        """All types that installed packages offer."""
+        """All types that installed packages offer; they are looked for when the first is asked for."""
+        registry = cls()
+        registry._installed = False
+        return registry
+
+    def _look(self) -> None:
+        """Find what packages offer, unless that is done already."""
+        if self._installed:
+            return
+        self._installed = True
+        from importlib.metadata import entry_points
+
         points = {point.name: point for point in entry_points(group=GROUP)}
         names = [*(name for name in _IN_ORDER if name in points), *sorted(set(points) - set(_IN_ORDER))]
-        registry = cls()
         for name in names:
             kind = points[name].load()
             if kind.module == "dm-mod" or not kind.__module__.startswith(_OURS):
-                registry.register(kind)
+                self.register(kind)
             else:
-                registry._modules.setdefault(_module(kind), []).append(kind)
-        return registry
+                self._modules.setdefault(_module(kind), []).append(kind)
 
 
 def _module(kind: type[Target]) -> str:
