@@ -54,7 +54,7 @@ class Namespace:
             return made
         _, top, *names = path.split(b"/")
         if top not in _TOPS:
-            return self._disk(path)
+            return self._disk(path) or self._holding(path)
         parent, name = os.path.split(path)
         if rule := _EXACT.get(path):
             return rule.node(self, name)
@@ -89,6 +89,10 @@ class Namespace:
             if os.fsencode(disk.path) == path:
                 return _block(disk)
         return None
+
+    def _holding(self, path: bytes) -> Node | None:
+        """A directory of the kernel's in which clients made something of ours."""
+        return Dir(dict, overlay=True) if self.made and self._made_in(path) else None
 
     def _inside(self, path: bytes) -> Node | None:
         """The node below the deepest directory that a rule knows."""

@@ -70,6 +70,16 @@ def test_nodes_links_and_directories_are_kept(machine: PrivateServer) -> None:
     assert not os.path.exists("/dev/vg")
 
 
+def test_nodes_in_another_directory(machine: PrivateServer, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("text")
+    script = """dmsetup create other --table '0 8 zero' && ls mapper . && stat -c %F mapper/other && cat file
+    cd mapper && blockdev --getsz other && cat ../file && dmsetup remove other && ls"""
+    env = {"DM_DEV_DIR": str(tmp_path), "DM_DISABLE_UDEV": "1"}
+    done = machine.run("sh", "-c", script, cwd=tmp_path, env=env)
+    assert done.stdout == ".:\nfile\nmapper\n\nmapper:\ncontrol\nother\nblock special file\ntext8\ntextcontrol\n"
+    assert os.listdir(tmp_path / "mapper") == []
+
+
 def test_a_node_of_the_host_is_not_removed(machine: PrivateServer) -> None:
     assert machine.run("rm", "-f", "/dev/null", check=False).returncode == 1
     assert os.path.exists("/dev/null")
