@@ -16,7 +16,7 @@ from time import monotonic
 from compare import Report
 
 SIZE = 256 << 20
-ROUNDS, SECONDS = 5, 0.8
+ROUNDS, MILLISECONDS = 5, 600
 DEPTH = 10
 
 #: case: (fio's rw, block size, queue depth, jobs, {peer: at most so much of its time})
@@ -81,7 +81,7 @@ def _fio(uri: str, rw: str, size: str, depth: int, jobs: int) -> float:
     """Seconds an I/O."""
     command = ["fio", "--name=x", "--ioengine=nbd", f"--uri={uri}", f"--rw={rw}", f"--bs={size}"]
     command += [f"--iodepth={depth}", f"--numjobs={jobs}", "--group_reporting", "--time_based"]
-    command += [f"--runtime={SECONDS}", "--output-format=json"]
+    command += [f"--runtime={MILLISECONDS}ms", "--output-format=json"]
     done = subprocess.run(command, capture_output=True, check=True, cwd="/tmp")
     job = json.loads(done.stdout[done.stdout.index(b"{") :])["jobs"][0]
     return 1 / float(job["read"]["iops"] + job["write"]["iops"])
