@@ -44,9 +44,10 @@ _UNFINISHED = " <unfinished ...>"
 _MAX_PENDING = 1024
 _MAX_DEPTH = 8  # strace goes to 4: arguments, struct dm_ioctl, dm_target_deps, its array
 
+_GAP = re.compile(r"\s*+(?:/\*.*?\*/\s*+)*+", re.DOTALL)
 _TOKEN = re.compile(
-    r'\s*(?:/\*.*?\*/\s*)*(?:"(?P<text>(?:[^"\\]|\\.)*)"(?P<cut>\.\.\.)?|(?P<mark>[\[\]{},]|=>)'
-    r"|(?P<name>[a-z_]+)=|(?P<word>(?:makedev\([^)]*\)|[^\s\[\]{},()=])+))",
+    r'"(?P<text>(?:[^"\\]|\\.)*+)"(?P<cut>\.\.\.)?|(?P<mark>[\[\]{},]|=>)'
+    r"|(?P<name>[a-z_]++)=|(?P<word>(?!/\*)(?:makedev\([^)]*\)|[^\s\[\]{},()=])+)",
     re.DOTALL,
 )
 _ESCAPE = re.compile(r"\\(x[0-9a-f]{2}|[0-7]{1,3}|.)", re.DOTALL)
@@ -146,12 +147,14 @@ class _Values:
         return sides
 
     def _next(self) -> re.Match[str] | None:
-        match = _TOKEN.match(self.text, self.position)
-        if match is None:
-            rest = re.sub(r"/\*.*?\*/", "", self.text[self.position :]).strip()
-            if rest:
-                raise BadMessage(f"{rest[:20]!r} is no value that strace prints", offset=self.position)
+        gap = _GAP.match(self.text, self.position)
+        assert gap  # it may be empty
+        if gap.end() == len(self.text):
             return None
+        match = _TOKEN.match(self.text, gap.end())
+        if match is None:
+            found = self.text[gap.end() : gap.end() + 20]
+            raise BadMessage(f"{found!r} is no value that strace prints", offset=gap.end())
         self.position = match.end()
         return match
 

@@ -138,6 +138,7 @@ def test_prefixes_and_file_names(prefix: str) -> None:
         (f"[{HEAD}flags=0", "before the end"),
         ("[{version=}]", "where a value was expected"),
         ("[" * 100_000, "more than 8 brackets"),
+        ("/* " * 100_000, "no value that strace prints"),
     ],
 )
 def test_lines_that_lack_something(arguments: str, words: str) -> None:
