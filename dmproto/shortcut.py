@@ -295,7 +295,8 @@ def _say_devices(data: bytes, end: int, *, events: bool) -> tuple[bytes, int] | 
         if events:
             event_nr, flags = pair(data, after)
             after += 8
-        values: list[Any] = [minor, event_nr, b"<string>%b</string>" % name] if event_nr else [minor, _string(name)]
+        tagged = b"<string>%b</string>" % name if name else b"<string/>"
+        values: list[Any] = [minor, event_nr, tagged] if event_nr else [minor, tagged]
         texts.append(name)
         if flags == 1:
             start, stop = after, find(0, after)

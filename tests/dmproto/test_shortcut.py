@@ -130,6 +130,17 @@ def test_these_take_the_short_way(name, reply, payload, version):
     assert shortcut.hear(text, reply=reply) == buffer == heard(text, reply)
 
 
+@pytest.mark.parametrize("event_nr", [0, 7])
+@pytest.mark.parametrize("uuid", [None, "", "u"])
+def test_texts_may_be_empty(event_nr, uuid):
+    names = BY_NAME["LIST_DEVICES"]
+    devices = (DeviceEntry(name="", dev=(253, 1), event_nr=event_nr, uuid=uuid),)
+    buffer = linux.build(Message(command=names, reply=True, header=Header(version=(4, 48, 0)), payload=devices))
+    text = shortcut.say(buffer, names, reply=True)
+    assert text == said(buffer, names, True)
+    assert shortcut.hear(text, reply=True) == buffer
+
+
 def test_a_long_list_takes_little_memory():
     entries = [DeviceEntry(name=f"vg-lv{n:05}", dev=(253, n), event_nr=n % 3) for n in range(20_000)]
     buffer = linux.build(Message(command=BY_NAME["LIST_DEVICES"], reply=True, header=HEADER, payload=entries))
