@@ -139,14 +139,8 @@ class DiskLog(CoreLog):
         self._dirtied = self._cleaned = False
 
         def write(done: Done) -> None:
-            submit(
-                Op.WRITE,
-                self.dev.bdev,
-                0,
-                memoryview(self._image()),
-                lambda error: self._written(error, done),
-                fua=dirtied,
-            )
+            image = memoryview(self._image())
+            submit(Op.WRITE, self.dev.bdev, 0, image, lambda error: self._written(error, dirtied, done))
 
         def legs_flushed(error: int, done: Done) -> None:
             if error:  # which regions are clean cannot be told any more
@@ -158,10 +152,20 @@ class DiskLog(CoreLog):
             return lambda done: self.flush_legs(lambda error: legs_flushed(error, done))
         return write
 
-    def _written(self, error: int, done: Done) -> None:
+    def _written(self, error: int, dirtied: bool, done: Done) -> None:
+        """Marks of writes that are about to begin have to be stable; those of regions that became clean have time."""
         if error:
             self._fail_device()
+        elif dirtied:
+            submit(Op.FLUSH, self.dev.bdev, 0, None, lambda error: done(self._flushed(error)))
+            return
         done(error)
+
+    def _flushed(self, error: int) -> int:
+        if error:
+            self.dev_flush_failed = True
+            self._fail_device()
+        return error
 
     def _fail_device(self) -> None:
         if not self.dev_failed:
@@ -184,7 +188,8 @@ class DiskLog(CoreLog):
         self.synced = bytearray(bits >> region & 1 for region in range(self.region_count))
         self.sync_count = sum(self.synced)
         self._search = 0
-        error = do_io(Op.WRITE, self.dev.bdev, 0, memoryview(self._image()), fua=True)
+        error = do_io(Op.WRITE, self.dev.bdev, 0, memoryview(self._image()))
+        error = error or self._flushed(do_io(Op.FLUSH, self.dev.bdev, 0, None))
         if error:
             self.target.log(f"{self.dev.number}: Failed to write header on dirty region log device", PREFIX)
             self._fail_device()

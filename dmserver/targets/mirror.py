@@ -3,10 +3,11 @@
 Arguments: LOG NUM LOG_ARGUMENT... LEGS (DEVICE START)... [NUM FEATURE...]; logs are those of `dirty_log`, features
 handle_errors and keep_log.
 
-Theory of operation. A mirror is cut into regions; `region_hash` tells what may be done to each, `dirty_log` which of
-them are in sync. Writes are sent from the thread that brings them; recovery and failures are seen to by `_do_mirror`
-in a worker. A failed write degrades its region to NOSYNC. Without handle_errors it then counts as done; with it, it is
-held until a suspension: someone is expected to see the event and load a better table.
+A mirror is cut into regions; `region_hash` tells what may be done to each, `dirty_log` which are in sync. Writes
+are sent from the thread that brings them; `_do_mirror` sees to recovery and failures in a worker. A failed write
+makes its region NOSYNC. Without handle_errors it then counts as done; with it, it is held until a suspension:
+someone is expected to see the event and load a better table. A suspension waits for the worker and the log, so
+that a resume finds nothing going on, and the log on its disk as it is in memory.
 """
 
 from __future__ import annotations
@@ -241,6 +242,8 @@ class Mirror(Target):
                 if flush is None and not batch:
                     return
                 self._logging = flush is not None
+                if flush is not None:
+                    self.hold()
             if flush is not None:
                 flush(lambda error, batch=batch: self._logged(batch, error))  # type: ignore[misc]
                 return
@@ -254,6 +257,7 @@ class Mirror(Target):
         for bio in batch:
             self._dispatch(bio)
         self._flush_log()
+        self.release()
 
     def _dispatch(self, bio: Bio) -> None:
         if bio.per_bio.nosync:
@@ -379,6 +383,7 @@ class Mirror(Target):
             if self._scheduled:
                 return
             self._scheduled = True
+            self.hold()
         self.queue_work(self._do_mirror)
 
     def _do_mirror(self) -> None:
@@ -389,6 +394,7 @@ class Mirror(Target):
             self._update_states()
             self._do_recovery()
         self._do_failures(failures)
+        self.release()
 
     def _update_states(self) -> None:
         with self._lock:
@@ -464,9 +470,6 @@ class Mirror(Target):
         self.suspending = False
         self._recovery_allowed = True
         self._wake()
-
-    def postsuspend(self) -> None:
-        self._update_states()
 
     def resume(self) -> None:
         if self.region_log.resume():

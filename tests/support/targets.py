@@ -170,7 +170,9 @@ class Bench:
     def resume(self, device: DmDev) -> None:
         if device.inactive:
             if device.live and not device.suspended:
-                assert self.suspend(device)
+                suspended = self.suspend(device)
+                self.work.run()
+                assert suspended
             old = device.swap()
             device.resume()
             if old:

@@ -9,6 +9,7 @@ from support.targets import Bench, discard, flush, pattern, read, start, status,
 
 from dmserver.io.bio import Bio, Op
 from dmserver.io.kcopyd import PIECE
+from dmserver.model.dm_dev import DmDev
 from dmserver.model.dm_target import StatusType
 from dmserver.targets.mirror import Mirror
 
@@ -19,6 +20,13 @@ def writes(bio: Bio) -> bool:
 
 def reads(bio: Bio) -> bool:
     return bio.op is Op.READ
+
+
+def suspends(bench: Bench, device: DmDev, *, noflush: bool = False) -> bool:
+    """Suspend, and let the worker finish."""
+    suspended = bench.suspend(device, noflush=noflush)
+    bench.work.run()
+    return bool(suspended)
 
 
 def test_recorded_constructors() -> None:
@@ -159,7 +167,7 @@ def test_handle_errors_holds_a_failed_write() -> None:
     bench.work.run()
     assert not ended
     assert (status(device), device.event_nr) == ("2 1:0 1:1 7/8 1 AD 1 core", 1)
-    assert bench.suspend(device)
+    assert suspends(bench, device)
     assert ended == [errno.EIO]
 
 
@@ -170,7 +178,7 @@ def test_a_held_write_goes_to_the_better_table() -> None:
     ended = start(device, Op.WRITE, 0, pattern(9))
     bench.work.run()
     bench.table(device, (Mirror, 64, "core 2 8 nosync 2 1:0 0 1:2 0 1 handle_errors"))
-    assert bench.suspend(device, noflush=True)
+    assert suspends(bench, device, noflush=True)
     assert not ended
     bench.resume(device)
     assert ended == [0]
@@ -204,7 +212,7 @@ def test_a_failed_recovery_leaves_the_region_out_of_sync() -> None:
     bench.work.run()
     assert (status(device), device.event_nr) == ("2 1:0 1:1 1/2 1 AS 1 core", 1)
     bench.disks[1].fail = lambda bio: False
-    bench.suspend(device)
+    assert suspends(bench, device)
     bench.resume(device)
     bench.work.run()
     assert status(device) == "2 1:0 1:1 2/2 1 AA 1 core"
@@ -309,3 +317,93 @@ def test_measured_by_ima() -> None:
         "target_name=mirror,target_version=1.14.0,nr_mirrors=2,mirror_device_0=1:0,mirror_device_0_status=A,"
         "mirror_device_1=1:1,mirror_device_1_status=A,handle_errors=y,keep_log=n,log_type_status=;"
     )
+
+
+def test_a_log_device_that_cannot_flush() -> None:
+    bench = Bench()
+    bench.disks[2].fail = lambda bio: bio.op is Op.FLUSH
+    device = disk_log(bench)
+    assert status(device) == "2 1:0 1:1 0/8 1 AA 3 disk 1:2 F"
+    assert list(bench.mapper.events.lines) == [
+        "device-mapper: dirty region log: 1:2: Failed to write header on dirty region log device",
+        "device-mapper: raid1: log resume failed",
+    ]
+
+
+def test_a_log_of_a_version_to_come() -> None:
+    bench = Bench()
+    write(bench.disks[2], 0, HEADER[:4] + b"\3\0\0\0" + HEADER[8:] + bytes(1008) + b"\xff" * 512)
+    device = disk_log(bench)
+    assert status(device) == "2 1:0 1:1 0/8 1 AA 3 disk 1:2 D"
+    assert "device-mapper: dirty region log: incompatible disk log version" in bench.mapper.events.lines
+
+
+def test_legs_that_cannot_flush_leave_every_region_dirty() -> None:
+    bench = Bench()
+    device = disk_log(bench, "nosync")
+    bench.disks[1].fail = lambda bio: bio.op is Op.FLUSH
+    write(device, 0, pattern(1))
+    bench.work.run()
+    assert log_bits(bench) == 0
+    assert status(device) == "2 1:0 1:1 8/8 1 AF 3 disk 1:2 A"
+
+
+def test_with_handle_errors_a_failed_log_holds_writes() -> None:
+    bench = Bench()
+    device = bench.load("m", (Mirror, 512, "disk 3 1:2 64 nosync 2 1:0 0 1:1 0 1 handle_errors"))
+    bench.disks[2].fail = writes
+    ended = start(device, Op.WRITE, 0, pattern(9))
+    bench.work.run()
+    assert not ended
+    assert read(bench.disks[0], 0) == bytes(512)
+    bench.table(device, (Mirror, 512, "disk 3 1:3 64 nosync 2 1:0 0 1:1 0 1 handle_errors"))
+    assert suspends(bench, device, noflush=True)
+    bench.resume(device)
+    assert ended == [0]
+    assert read(bench.disks[1], 0) == pattern(9)
+
+
+def test_after_a_leg_failed_writes_out_of_sync_are_held() -> None:
+    bench = Bench()
+    device = bench.load("m", (Mirror, 128, "core 2 64 nosync 2 1:0 0 1:1 0 1 handle_errors"))
+    bench.disks[1].fail = writes
+    first = start(device, Op.WRITE, 0, pattern(9))
+    bench.work.run()
+    second = start(device, Op.WRITE, 5, pattern(9))
+    bench.work.run()
+    assert (first, second) == ([], [])
+    assert suspends(bench, device)
+    assert (first, second) == ([errno.EIO], [errno.EIO])
+
+
+def test_a_failed_flush_without_handle_errors_counts_as_done() -> None:
+    bench = Bench()
+    device = bench.load("m", (Mirror, 64, "core 2 64 nosync 2 1:0 0 1:1 0"))
+    bench.disks[1].fail = lambda bio: bio.op is Op.FLUSH
+    ended = start(device, Op.FLUSH, 0)
+    bench.work.run()
+    assert ended == [0]
+    assert status(device) == "2 1:0 1:1 1/1 1 AD 1 core"
+
+
+def test_a_discard_that_fails_degrades_nothing() -> None:
+    bench = Bench()
+    for disk in bench.disks[:2]:
+        disk.limits.discard = True
+    device = bench.load("m", (Mirror, 64, "core 2 64 nosync 2 1:0 0 1:1 0"))
+    bench.disks[1].fail = lambda bio: bio.op is Op.DISCARD
+    with pytest.raises(OSError, match=str(errno.EOPNOTSUPP)):
+        discard(device, 0, 8)
+    assert status(device) == "2 1:0 1:1 1/1 1 AA 1 core"
+
+
+def test_a_primary_leg_that_cannot_be_read_for_recovery() -> None:
+    bench = Bench()
+    device = bench.load("m", (Mirror, 64, "core 1 64 2 1:0 0 1:1 0 1 handle_errors"))
+    bench.disks[0].fail = reads
+    bench.work.run()
+    assert status(device) == "2 1:0 1:1 0/1 1 SA 1 core"
+    assert list(bench.mapper.events.lines) == [
+        "device-mapper: raid1: Unable to read primary mirror during recovery",
+        "device-mapper: raid1: Primary mirror (1:0) failed while out-of-sync: Reads may fail.",
+    ]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import threading
 from typing import Any
 
 import pytest
@@ -189,3 +190,37 @@ def test_measured_by_ima() -> None:
         "target_name=snapshot,target_version=1.16.0,snap_origin_name=1:0,snap_cow_name=1:1,snap_valid=y,"
         "snap_merge_failed=n,snapshot_overflowed=n;"
     )
+
+
+def test_a_handover_waits_for_exceptions_being_made() -> None:
+    bench = Bench()
+    org, snap = scene(bench)
+    bench.table(snap, (Snapshot, SIZE, "1:0 1:1 P 8"))
+    assert bench.suspend(snap)
+    bench.disks[1].slow = True
+    ended = start(org, Op.WRITE, 0, pattern(9))
+    resuming = threading.Thread(target=bench.resume, args=(snap,))
+    resuming.start()
+    while resuming.is_alive():
+        bench.disks[1].finish()
+        resuming.join(0.01)
+    assert ended == [0]
+    assert read(snap, 0) == pattern(1)
+    assert status(snap) == "24/16384 16"
+
+
+def test_the_source_of_a_handover_cannot_be_resumed() -> None:
+    bench = Bench()
+    _, snap = scene(bench)
+    other = bench.mapper.create("other")
+    bench.table(other, (Snapshot, SIZE, "1:0 1:1 P 8"))
+    assert bench.suspend(snap)
+    with pytest.raises(TargetError):
+        bench.resume(snap)
+    assert bench.mapper.events.lines[-2] == (
+        "device-mapper: snapshots: Unable to resume snapshot source until handover completes."
+    )
+    bench.resume(other)
+    assert status(other) == "16/16384 16"
+    bench.resume(snap)
+    assert status(snap) == "Invalid"
