@@ -76,6 +76,7 @@ class ControlNodes:
         self.observe = observe
         self.locate = locate
         self._nodes: dict[bytes, _Node] = {}
+        self._taken = (0, b"")
         self._unsubscribe = events.on_bump(lambda: loop.call_soon_threadsafe(self._refresh))
 
     def close(self) -> None:
@@ -112,9 +113,14 @@ class ControlNodes:
             return CONTINUE
         number, address = args[1], args[2]
         if not number & 0xFF:
-            self.door.ioctl(session, number, caller.read(address, VERSION_SIZE), partial(_answer, call))
-            return ANSWERED
+            self.door.ioctl(session, number, caller.read(address, VERSION_SIZE), self._take)
+            result, written = self._taken
+            call.write(address, written)
+            return result
         return self._command(call, session, number, address)
+
+    def _take(self, result: int, written: bytes) -> None:
+        self._taken = (result, written)
 
     def _command(self, call: Call, session: Session, number: int, address: int) -> Outcome:
         """Any command but VERSION, which neither waits nor changes anything."""

@@ -117,6 +117,7 @@ class Listener:
         self._notif = bytearray(NOTIF.size)
         self._blank = bytes(NOTIF.size)
         self._response = bytearray(RESPONSE.size)
+        self._id = bytearray(ID.size)
 
     def receive(self) -> tuple[int, ...] | None:
         """The next notification: id, pid, flags, nr, arch, ip, six arguments. None when its caller has died."""
@@ -157,8 +158,9 @@ class Listener:
 
     def is_valid(self, call: int) -> bool:
         """The caller still waits for the answer."""
+        ID.pack_into(self._id, 0, call)
         try:
-            ioctl(self.fd, NOTIF_ID_VALID, ID.pack(call))
+            ioctl(self.fd, NOTIF_ID_VALID, self._id, True)
         except OSError:
             return False
         return True
