@@ -49,7 +49,7 @@ __all__ = [
 ]
 
 _U32, _U64 = st.integers(0, 2**32 - 1), st.integers(0, 2**64 - 1)
-_TYPES = st.sampled_from(["linear", "striped", "zero", "error", "crypt", "snapshot-origin", "x" * 15])
+_TYPES = st.sampled_from(["linear", "striped", "zero", "error", "crypt", "snapshot-origin", "x" * 16, ""])
 
 
 def texts(max_bytes: int, *, min_bytes: int = 0, without: bytes = b"") -> st.SearchStrategy[str]:
@@ -106,9 +106,10 @@ def _payload(kind: Payload, header: Header) -> st.SearchStrategy[Payloads]:
         case Payload.TARGET_SPECS:
             return st.one_of(tables(), st.lists(target_specs(), min_size=1, max_size=4).map(tuple))
         case Payload.NAME_LIST:
+            name = st.one_of(names(), st.just("")) if told else names()
             uuid = st.one_of(st.none(), st.just(""), uuids()) if told else st.none()
             event_nr = _U32 if told else st.just(0)
-            return st.lists(st.builds(DeviceEntry, name=names(), dev=devs(), event_nr=event_nr, uuid=uuid)).map(tuple)
+            return st.lists(st.builds(DeviceEntry, name=name, dev=devs(), event_nr=event_nr, uuid=uuid)).map(tuple)
         case Payload.TARGET_VERSIONS:
             version = st.tuples(_U32, _U32, _U32)
             return st.lists(st.builds(TargetVersion, name=texts(15, min_bytes=1), version=version), min_size=1).map(
