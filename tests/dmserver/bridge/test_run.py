@@ -76,6 +76,16 @@ def test_orphans_are_reaped() -> None:
     assert run("--", "sh", "-c", script).stdout.strip() in ("0", "")
 
 
+def test_without_fuse_the_reason_is_told() -> None:
+    script = "dmsetup create z --table '0 8 zero' && head -c 1 /dev/mapper/z"
+    code = "import sys; sys.modules['mfusepy'] = None; from dmserver.__main__ import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, "run", "--", "sh", "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "mapped devices cannot be read or written: FUSE needs mfusepy" in done.stderr
+    assert "Input/output error" in done.stderr
+
+
 def test_join_a_server(dmserver: PrivateServer) -> None:
     assert run("--socket", dmserver.socket, "--", "dmsetup", "create", "a", "--table", "0 8 zero").returncode == 0
     assert dmserver.run("dmsetup", "table").stdout == "a: 0 8 zero \n"
