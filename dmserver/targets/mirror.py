@@ -242,9 +242,8 @@ class Mirror(Target):
                 if flush is None and not batch:
                     return
                 self._logging = flush is not None
-                if flush is not None:
-                    self.hold()
             if flush is not None:
+                self.hold()
                 flush(lambda error, batch=batch: self._logged(batch, error))  # type: ignore[misc]
                 return
             for bio in batch:

@@ -44,7 +44,7 @@ def _use(device: DmDev, start: int, length: int, failures: list[BaseException]) 
     chance = random.Random(start)
     expected: dict[int, bytes] = {}
     try:
-        for number in range(80):
+        for number in range(40):
             sector = start + chance.randrange(length)
             count = min(chance.randint(1, 40), start + length - sector)
             data = pattern(1 + number, sector, count)
