@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ..model.dm_target import Extent, Target
     from .mapped import MappedIo
 
-__all__ = ["PIECES", "Piece", "Route", "remap", "topology"]
+__all__ = ["PIECES", "Piece", "Route", "allocation", "remap", "topology"]
 
 #: Extents of one target that are laid out; and in all of one device.
 PIECES, ALL_PIECES = 1024, 65536
@@ -220,6 +220,20 @@ class Route:
         if lower not in self._flats:
             self._flatten(lower)
         return self._flats[lower]
+
+
+def allocation(pieces: list[Piece], most: int) -> list[tuple[int, bool]]:
+    """At most so many runs of (bytes, whether it is a hole), from the first piece on."""
+    runs: list[tuple[int, bool]] = []
+    for disk, sector, count in pieces:
+        for size, hole in disk.allocation(sector, count):
+            if runs and runs[-1][1] == hole:
+                runs[-1] = runs[-1][0] + size, hole
+            elif len(runs) == most:
+                return runs
+            else:
+                runs.append((size, hole))
+    return runs
 
 
 def remap(target: Target, sector: int) -> Extent | None:

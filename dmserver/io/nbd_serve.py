@@ -28,7 +28,7 @@ from dmproto.records import SECTOR_SIZE
 from .bio import Bio, Op
 from .blockdev import BlockDevice
 from .disk import Disk
-from .extents import Piece, Route
+from .extents import Piece, Route, allocation
 from .nbd_options import Garbage
 from .nbd_proto import (
     ALLOCATION,
@@ -270,12 +270,11 @@ class Transmission:
 
     def _read_large(self, cookie: int, offset: int, length: int, pieces: list[Piece]) -> bool:
         """Straight from the files to the socket. False, and nothing sent, when a file is too short."""
-        for disk, sector, count in pieces:
-            try:
-                if not disk.holds(sector, count):
-                    return False
-            except OSError:
+        try:
+            if not all(disk.holds(sector, count) for disk, sector, count in pieces):
                 return False
+        except OSError:
+            return False
         self._leave()
         self._replies.flush()
         with self._replies.sending:
@@ -328,6 +327,8 @@ class Transmission:
         if self.bdev.read_only:
             self._answer(Command.WRITE, cookie, errno.EPERM)
             return
+        if not flags and self._write_quickly(cookie, offset, data):
+            return
         if error := self._refusal(offset, length, MAX_BLOCK):
             past = offset + length > self.bdev.bytes
             self._answer(Command.WRITE, cookie, errno.ENOSPC if past else error)
@@ -340,6 +341,26 @@ class Transmission:
         self._leave()
         copy = memoryview(bytearray(data))
         self._bio(Op.WRITE, _Request(Command.WRITE, cookie, offset, length, copy), fua=fua)
+
+    def _write_quickly(self, cookie: int, offset: int, data: memoryview) -> bool:
+        """A write that is one piece of a disk. False for any other, and when it fails."""
+        length = len(data)
+        route = self._route or self._enter()
+        if route is None or not length or (offset | length) & self._mask:
+            return False
+        piece = route.find(offset >> 9)
+        if piece is None:
+            return False
+        disk, sector, count = piece
+        if count << 9 < length or type(disk) is not Disk or disk.read_only:
+            return False
+        try:
+            if os.pwrite(disk.fd, data, sector << 9) != length:
+                return False
+        except OSError:
+            return False
+        self._replies.put(SIMPLE_REPLY.pack(SIMPLE_REPLY_MAGIC, 0, cookie))
+        return True
 
     def _write_pieces(self, pieces: list[Piece], data: memoryview, fua: bool) -> bool:
         start = 0
@@ -395,18 +416,8 @@ class Transmission:
             return
         most = 1 if flags & CommandFlag.REQ_ONE else MAX_EXTENTS
         pieces = self._pieces(offset, length)
-        extents: list[tuple[int, int]] = []
-        for disk, sector, count in pieces or ():
-            for size, state in disk.allocation(sector, count):
-                if extents and extents[-1][1] == state:
-                    extents[-1] = extents[-1][0] + size, state
-                elif len(extents) == most:
-                    break
-                else:
-                    extents.append((size, state))
+        extents = [(length, False)] if pieces is None else allocation(pieces, most)
         self._leave()
-        if pieces is None:
-            extents = [(length, 0)]
         payload = struct.pack(">I", ALLOCATION[1])
         for size, hole in extents:
             payload += EXTENT.pack(size, Allocation.HOLE | Allocation.ZERO if hole else 0)
