@@ -21,7 +21,7 @@ from .control import ControlNodes, Door
 from .devices import Devices
 from .files import Files
 from .loopdev import LOOP_CONTROL_DEV, Loops
-from .namespace import Namespace
+from .namespace import CONTROL, Namespace
 from .nodes import ABSENT, Dir, File, Node, Special, attributes
 from .opens import Opens
 from .paths import Paths, Place
@@ -129,17 +129,19 @@ class Bridge:
     def attributes_of_fd(self, caller: Caller, fd: int) -> dict[str, int] | None:
         """What fstat says of a descriptor that we handed over; None for any other."""
         link = caller.link(f"fd/{fd}")
+        removed: Special | None = None  # what an open node whose name is gone still is
         if self.control.is_node(link):
-            return attributes(b"/dev/mapper/control", self.space.find(b"/dev/mapper/control"))  # type: ignore[arg-type]
-        if device := self.opens.device_of(caller, fd, link):
-            path = os.fsencode(device.path)
-            return attributes(path, self.space.find(path) or Special(stat.S_IFBLK, device.dev))  # type: ignore[arg-type]
-        if (shadowed := self.paths.unshadow(link)) is not None:
+            path, removed = b"/dev/mapper/control", CONTROL
+        elif device := self.opens.device_of(caller, fd, link):
+            path, removed = os.fsencode(device.path), Special(stat.S_IFBLK, device.dev)
+        elif (shadowed := self.paths.unshadow(link)) is not None:
             path = shadowed
-            node = self.space.find(path)
-            if isinstance(node, Dir | File | Special):
-                return attributes(path, node)
-        return None
+        else:
+            return None
+        node = self.space.find(path)
+        if not isinstance(node, Dir | File | Special):
+            node = removed
+        return attributes(path, node) if node is not None else None
 
     def shadow(self, path: bytes, node: Node) -> bytes:
         """A real directory, or file with the present content, in the place of a node."""

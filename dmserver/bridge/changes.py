@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from .namespace import CONTROL_DEV, Namespace
@@ -192,7 +193,7 @@ class Changes:
     def _chmod(self, call: Call, dirfd: int, path: bytes, mode: int) -> int | Outcome:
         return self._own(call, dirfd, path, True, lambda node: change_owner(node, mode=mode))
 
-    def _own(self, call: Call, dirfd: int, path: bytes, follow: bool, change) -> int | Outcome:  # type: ignore[no-untyped-def]
+    def _own(self, call: Call, dirfd: int, path: bytes, follow: bool, change: Callable[[Node], Node]) -> int | Outcome:
         place = self.paths.lookup(call.caller, dirfd, path, follow=follow) if path else None
         if place is None or place.node is None or isinstance(place.node, Private):
             return CONTINUE
@@ -213,7 +214,7 @@ class Changes:
     def _keeps(self, place: Place) -> bool:
         return self.space.may_make(place.path)
 
-    def _natively(self, place: Place, act) -> int | Outcome:  # type: ignore[no-untyped-def]
+    def _natively(self, place: Place, act: Callable[[], object]) -> int | Outcome:
         if not place.ours:
             return CONTINUE
         act()

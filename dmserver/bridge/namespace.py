@@ -21,7 +21,7 @@ from .sysfs import bdi_directory, block_directory, kernel_name
 if TYPE_CHECKING:
     from .devices import Devices
 
-__all__ = ["CONTROL_DEV", "PATHS", "Namespace", "PathRule"]
+__all__ = ["CONTROL", "CONTROL_DEV", "PATHS", "Namespace", "PathRule"]
 
 CONTROL_DEV = (10, 236)
 DISK_GROUP = 6
