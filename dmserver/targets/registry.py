@@ -19,6 +19,9 @@ _OURS = "dmserver.targets."
 #: Types whose modules, dm-mod and dm-snapshot, register several of them: in this order.
 _IN_ORDER = ("error", "linear", "striped", "snapshot", "snapshot-origin", "snapshot-merge")
 
+#: Types that their modules have no alias for: they are there once something else loaded those.
+_WITHOUT_ALIAS = ("thin",)
+
 
 class TargetRegistry:
     """Target types by name; iteration gives the newest registered first, as LIST_VERSIONS does."""
@@ -46,7 +49,7 @@ class TargetRegistry:
 
     def _load(self, name: str) -> None:
         for module, kinds in self._modules.items():
-            if any(kind.name == name for kind in kinds):
+            if name not in _WITHOUT_ALIAS and any(kind.name == name for kind in kinds):
                 self.modprobe(module)
                 return
 

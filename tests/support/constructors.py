@@ -14,7 +14,7 @@ from dmserver.model.dm_target import StatusType, Target, TargetError
 #: Lines that speak of the machine, or of the table around the target, or that the kernel prints only so often.
 _ELSEWHERE = re.compile(
     r"error adding target|hrtimer|alignment inconsistency|SCSI subsystem|version .* loaded|implementation"
-    r"|is deprecated"
+    r"|is deprecated|Disabling discard passdown"
 )
 
 

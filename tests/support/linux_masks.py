@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import entry_points
 from typing import Any
 
 from support.linux_vectors import expand
 
 from dmserver.model.dm_dev import DmDev
 from dmserver.model.mapper import Mapper
-from dmserver.targets.registry import TargetRegistry
+from dmserver.targets.registry import GROUP
 
 __all__ = ["ABSENT", "KINDS", "MASKS", "MASK_SEPARATOR", "NOT_LOGGED", "SHELL", "Mask"]
 
@@ -25,7 +26,7 @@ KINDS = (
 )
 
 #: Those that are not installed: steps on a device that was given one are not compared.
-ABSENT = frozenset(kind for kind in KINDS if TargetRegistry.installed().get(kind) is None)
+ABSENT = frozenset(KINDS) - entry_points(group=GROUP).names
 
 #: Lines of the kernel log that come with its modules, or only so often (DMWARN_LIMIT).
 NOT_LOGGED = re.compile(r"version [0-9.]+ loaded|repeat_count > 1 is deprecated")
