@@ -30,7 +30,7 @@ MASKS: tuple[tuple[str, str, str], ...] = (
     (r"\b65534([: ])65534\b", r"0\g<1>0", "owner of what a client made: the user who ran it"),
     (r"(?m)^(total|d[rwx-]{9}) .*\n", "", "ls -l: sizes of directories"),
     (
-        r"(?m)^([bcl-][rwx-]{9}) +1 (?:root root|0 +0|(\d+) +(\d+)) +(\d+), +(\d+) .*? (\S+)$",
+        r"(?m)^([bcl-][rwx-]{9}) +1 +(?:root root|0 +0|(\d+) +(\d+)) +(\d+), +(\d+) .*? (\S+)$",
         r"\1 \2:\3 \4:\5 \6",
         "ls -l: column widths and names of users differ between busybox and coreutils, dates from run to run",
     ),
