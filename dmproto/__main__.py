@@ -231,7 +231,7 @@ def _opened(name: str) -> AbstractContextManager[BinaryIO]:
 
 def _complain(place: str, what: str) -> int:
     """Tell of an error. The exit status."""
-    print(f"dmproto: {place}: {what}", file=sys.stderr)
+    print(f"dmproto: {explain.escaped(f'{place}: {what}')}", file=sys.stderr)
     return 1
 
 

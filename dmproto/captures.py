@@ -28,7 +28,7 @@ from typing import Any, BinaryIO, cast
 from . import linux, strace
 from .commands import BY_NAME, BY_NUMBER, DM_IOCTL, Command
 from .errors import BadMessage, MessageTooLarge
-from .records import to_bytes
+from .records import to_bytes, to_text
 from .translate import Form, detect
 
 __all__ = ["MAX_MESSAGE", "Capture", "read", "unhex"]
@@ -233,7 +233,7 @@ def _json(stream: BinaryIO, command: Command | None, reply: bool) -> Iterator[Ca
     lines = _lines(stream)
     first = next(line for line in lines if line.strip())
     try:
-        json.loads(first)
+        json.loads(to_text(first))
     except (ValueError, RecursionError):  # one document over many lines, or proplib's laxer JSON
         data = first + b"".join(_bounded(lines))
         yield Capture(data=data, form=Form.JSON, command=command, reply=reply)
@@ -254,7 +254,7 @@ def _bounded(lines: Iterable[bytes]) -> Iterator[bytes]:
 def _json_line(line: bytes, number: int, command: Command | None, reply: bool) -> Iterator[Capture]:
     where = f"line {number}"
     try:
-        step = json.loads(line)
+        step = json.loads(to_text(line))
     except (ValueError, RecursionError) as error:
         raise BadMessage(f"no JSON: {error}", path=where) from None
     if not isinstance(step, dict):

@@ -31,7 +31,7 @@ from .records import (
     to_bytes,
 )
 
-__all__ = ["explain", "render", "shown"]
+__all__ = ["escaped", "explain", "render", "shown"]
 
 #: libdevmapper puts these into the upper half of a request's event_nr, a cookie into the lower (libdevmapper.h).
 _UDEV_FLAGS = (
@@ -166,10 +166,15 @@ def _is_sensitive(message: Message) -> bool:
     return not specs or any(spec.type in parameters.SECRET_TYPES for spec in specs)
 
 
-def shown(text: str) -> str:
-    """Text fit for a terminal: quoted where that is needed, control characters and undecodable bytes escaped."""
+def escaped(text: str) -> str:
+    """Text on one line, control characters and undecodable bytes escaped."""
     decoded = to_bytes(text).decode("utf-8", "backslashreplace")
-    safe = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in decoded)
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in decoded)
+
+
+def shown(text: str) -> str:
+    """Text fit for a terminal: `escaped`, and quoted where that is needed."""
+    safe = escaped(text)
     return safe if safe and safe == text and not safe[0].isspace() and not safe[-1].isspace() else f'"{safe}"'
 
 

@@ -117,6 +117,8 @@ def test_a_plist_that_breaks_off_is_still_shown_to_the_parser() -> None:
 def test_json_one_a_line_or_one_in_all() -> None:
     line = b'{"command":"names","version":[4,0,0]}'
     assert [capture.data for capture in read(line + b"\n\n" + line + b"\n")] == [line, line]
+    odd = b'{"command":"rename","cmd_data":["\xff"]}'
+    assert [capture.data for capture in read(odd + b"\n" + odd)] == [odd, odd]
     pretty = b'{\n  "command": "names"\n}\n'
     (capture,) = read(pretty)
     assert (capture.data, capture.form) == (pretty, Form.JSON)

@@ -119,6 +119,14 @@ def test_errors_quote_no_secret(tmp_path: Path, capsysbinary: pytest.CaptureFixt
     assert "00112233" not in err
 
 
+def test_errors_are_fit_for_a_terminal(tmp_path: Path, capsysbinary: pytest.CaptureFixture[bytes]) -> None:
+    path = tmp_path / "file\x1b]0;name"
+    path.write_bytes(b'{"command":"a\xff\x1b[2J\xc3\xa9\\n"}')
+    _, _, err = run(capsysbinary, "convert", "--to", "plist", str(path))
+    assert err.startswith(rf'dmproto: {tmp_path}/file\x1b]0;name: line 1: command: unknown command "a\xff\x1b[2Jé\n", ')
+    assert err.count("\n") == 1
+
+
 def test_refused_calls_of_a_recording_are_reported_but_no_failure(capsysbinary: pytest.CaptureFixture[bytes]) -> None:
     status, _, err = run(capsysbinary, "decode", str(VECTORS / "table_load.jsonl"))
     assert status == 0
