@@ -121,7 +121,7 @@ def test_errors_quote_no_secret(tmp_path: Path, capsysbinary: pytest.CaptureFixt
 
 def test_errors_are_fit_for_a_terminal(tmp_path: Path, capsysbinary: pytest.CaptureFixture[bytes]) -> None:
     path = tmp_path / "file\x1b]0;name"
-    path.write_bytes(b'{"command":"a\xff\x1b[2J\xc3\xa9\\n"}')
+    path.write_bytes(b'{"command":"a\xff\\u001b[2J\xc3\xa9\\n"}')
     _, _, err = run(capsysbinary, "convert", "--to", "plist", str(path))
     assert err.startswith(rf'dmproto: {tmp_path}/file\x1b]0;name: line 1: command: unknown command "a\xff\x1b[2Jé\n", ')
     assert err.count("\n") == 1
