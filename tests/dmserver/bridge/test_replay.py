@@ -14,7 +14,12 @@ from support.bridge_replay import EXCLUDED, SESSIONS, Outcome, replay
 
 TESTS = Path(__file__).parents[2]
 NOBODY = "65534"
-PROGRAMS = {"crypt": "cryptsetup", "lvm": "lvm", "misc": "kpartx", "dmsetup": "dmsetup"}
+PROGRAMS = {
+    "crypt": ["cryptsetup", "veritysetup"],
+    "lvm": ["lvm"],
+    "misc": ["kpartx", "sfdisk", "mkfs.ext4", "lvm", "cryptsetup"],
+    "dmsetup": ["dmsetup"],
+}
 CHECK = "import dmserver.testing, subprocess, sys; subprocess.run([sys.executable, '-c', ''], check=True)"
 INTERPRETERS = (sys.executable, "/usr/bin/python3", "/usr/local/bin/python3")
 
@@ -43,9 +48,9 @@ def compare(file: str, outcomes: list[Outcome]) -> None:
 
 @pytest.fixture(params=SESSIONS)
 def file(request: pytest.FixtureRequest) -> str:
-    program = PROGRAMS[request.param.split("_")[0]]
-    if shutil.which(program, path="/usr/sbin:/sbin") is None:
-        pytest.skip(f"{program} is not installed")
+    for program in PROGRAMS[request.param.split("_")[0]]:
+        if shutil.which(program, path="/usr/sbin:/sbin:/usr/bin:/bin") is None:
+            pytest.skip(f"{program} is not installed")
     return str(request.param)
 
 
