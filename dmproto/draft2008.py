@@ -21,7 +21,7 @@ from .commands import BY_VERB, Command, Payload
 from .errors import BadDictionary, BadPlist
 from .linux import DM_MAX_TYPE_NAME
 from .netbsd import DM_MAJOR
-from .objects import Dictionary, Key, Number, String
+from .objects import Dictionary, Key, Number, String, describe
 from .records import (
     DM_NAME_LEN,
     DM_UUID_LEN,
@@ -232,5 +232,5 @@ def _drafted(element: Any, kind: Payload) -> dict[str, Any]:
 def _numbers(text: str, path: str) -> list[int]:
     """The three numbers of a version string."""
     if not re.fullmatch(r"[0-9]{1,10}\.[0-9]{1,10}\.[0-9]{1,10}", text, re.A):
-        raise BadDictionary(f'expected a version such as "4.0.0", got string "{text}"', path=path)
+        raise BadDictionary(f'expected a version such as "4.0.0", got {describe(text)}', path=path)
     return [int(number) for number in text.split(".")]

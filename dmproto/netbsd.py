@@ -16,7 +16,7 @@ from .commands import BY_VERB, Command, Payload
 from .errors import BadDictionary
 from .flags import DmFlag
 from .linux import DM_MAX_TYPE_NAME
-from .objects import Array, Dictionary, Key, Number, String, same
+from .objects import Array, Dictionary, Key, Number, String, describe, same
 from .records import (
     DM_NAME_LEN,
     DM_UUID_LEN,
@@ -113,7 +113,8 @@ def parse(obj: object, *, reply: bool = False, major: int = DM_MAJOR) -> Message
     assert isinstance(obj, dict)
     command = BY_VERB.get(word := fields.pop("command"))
     if command is None:
-        raise BadDictionary(f'unknown command "{word}", expected one of {", ".join(sorted(BY_VERB))}', path="command")
+        found, known = describe(word).removeprefix("string "), ", ".join(sorted(BY_VERB))
+        raise BadDictionary(f"unknown command {found}, expected one of {known}", path="command")
     payload = _payload(obj, command.gives if reply else command.takes, reply, major)
     if "minor" in fields:
         fields["dev"] = huge_encode((major, fields.pop("minor")))

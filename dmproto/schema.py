@@ -63,7 +63,7 @@ class FixedText(Adapter):  # type: ignore[misc]
     def _encode(self, obj: str, context: Container, path: str) -> bytes:
         data = to_bytes(obj)
         if len(data) > self.limit or 0 in data:
-            raise StringError(f"{obj!r} is {len(data)} bytes, expected at most {self.limit} and no NUL", path)
+            raise StringError(f"{obj[:40]!r} is {len(data)} bytes, expected at most {self.limit} and no NUL", path)
         return data.ljust(self.size, b"\0")
 
 
@@ -83,7 +83,7 @@ class Text(Construct):  # type: ignore[misc]
     def _build(self, obj: str, stream: BinaryIO, context: Container, path: str) -> str:
         data = to_bytes(obj)
         if 0 in data:
-            raise StringError(f"{obj!r} holds a NUL", path)
+            raise StringError(f"{obj[:40]!r} holds a NUL", path)
         stream_write(stream, data + b"\0", len(data) + 1, path)
         return obj
 

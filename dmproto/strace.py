@@ -172,7 +172,7 @@ class _Values:
             members = self._members("}" if token["mark"] == "{" else "]")
             self.depth -= 1
             return members
-        raise BadMessage(f"{token[0].strip()!r} where a value was expected", offset=self.position)
+        raise BadMessage(f"{token[0][:20]!r} where a value was expected", offset=self.position)
 
     def _members(self, close: str) -> Any:
         named: dict[str, Any] = {}

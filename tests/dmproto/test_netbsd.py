@@ -175,3 +175,10 @@ def test_unknown_keys_survive(verb, unknown, reply):
 @given(st.dictionaries(st.sampled_from("abc"), OBJECTS), st.dictionaries(st.sampled_from("abc"), OBJECTS))
 def test_a_difference_leads_from_one_to_the_other(one, other):
     assert same(netbsd.apply(dict(other), netbsd.difference(one, other)), one)
+
+
+@pytest.mark.parametrize("key", ["command", "version", "flags"])
+def test_errors_quote_no_more_than_a_line(key: str) -> None:
+    with pytest.raises(BadDictionary) as caught:
+        netbsd.parse({"command": "info", key: "x" * 100_000})
+    assert len(str(caught.value)) < 400
