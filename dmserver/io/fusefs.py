@@ -6,6 +6,8 @@ read anew, and O_DIRECT goes past the pages. Rules:
 1. libfuse's threads call in here, each with one request, which it may hold for as long as a device is suspended. So
    there may be many of them, and none asks the commands' thread for anything.
 2. Names and sizes are never cached: the next look sees what the last command did.
+3. No close(2) waits for us: a child of this very process closes what it inherited while fork has the interpreter's
+   lock.
 """
 
 from __future__ import annotations
@@ -166,6 +168,7 @@ class _Files(mfusepy.Operations):  # type: ignore[misc]
         if self.counts:
             dev.open()
         with self._lock:
+            fi.noflush = 1
             fi.fh = next(number for number in range(1, len(self._handles) + 2) if number not in self._handles)
             self._handles[fi.fh] = dev
         return 0
