@@ -64,7 +64,7 @@ def _pattern(key: Key, tabs: bytes, *, telling: bool = False) -> bytes:
         digits = b"-?[1-9][0-9]{0,9}" if key.subcon.signed else b"[1-9a-f][0-9a-f]{0,%d}" % (key.subcon.bits // 4 - 1)
         value = b"<integer>%b(%b%b)</integer>" % (b"" if key.subcon.signed else b"0x", zero, digits)
     else:
-        value = b"<string>([^<>&]+)</string>" if telling else b"<string(?:/>|>([^<>&]+)</string>)"
+        value = b"<string>([^<>&\0]+)</string>" if telling else b"<string(?:/>|>([^<>&\0]+)</string>)"
     return b"%b<key>%b</key>\n%b%b\n" % (tabs, key.name.encode(), tabs, value)
 
 

@@ -141,6 +141,34 @@ def test_texts_may_be_empty(event_nr, uuid):
     assert shortcut.hear(text, reply=True) == buffer
 
 
+@pytest.mark.parametrize("key", ["name", "uuid"])
+def test_a_text_ends_at_its_nul(key):
+    text = proplib.dumps(
+        {
+            "command": "info",
+            "flags": proplib.Unsigned(4),
+            key: "ab?c",
+            "version": [proplib.Unsigned(4)] * 3,
+            "cmd_data": [],
+        }
+    )
+    assert shortcut.hear(text, reply=False)
+    assert shortcut.hear(text.replace(b"?", b"\0"), reply=False) is None
+
+
+def test_a_record_ends_at_its_nul():
+    buffer = linux.build(
+        Message(
+            command=BY_NAME["TABLE_LOAD"],
+            header=Header(name="x"),
+            payload=(TargetSpec(start=0, length=8, type="ab?c", params="ab?c"),),
+        )
+    )
+    text = shortcut.say(buffer, BY_NAME["TABLE_LOAD"], reply=False)
+    assert shortcut.hear(text, reply=False) == buffer
+    assert shortcut.hear(text.replace(b"?", b"\0", 1), reply=False) is None
+
+
 def test_a_long_list_takes_little_memory():
     entries = [DeviceEntry(name=f"vg-lv{n:05}", dev=(253, n), event_nr=n % 3) for n in range(20_000)]
     buffer = linux.build(Message(command=BY_NAME["LIST_DEVICES"], reply=True, header=HEADER, payload=entries))
