@@ -16,7 +16,7 @@ from enum import IntEnum
 from functools import partial
 from typing import TYPE_CHECKING
 
-from ..model.dm_target import BlockDevice, Op, submit
+from ..model.dm_target import BlockDevice, Op, TargetError, submit
 from .origins import Actions, run
 from .persistent_data import Corrupt
 from .thin_io import BLOCK_SECTORS, write_commit
@@ -190,20 +190,30 @@ class PoolState:
 
     @contextmanager
     def quiet(self) -> Iterator[Actions]:
-        """`changes` while no commit is under way, for those who may wait: never a worker."""
+        """`changes` while no commit is under way, for the thread of commands, which may wait. TargetError(EAGAIN) when
+        that might be for ever."""
         with self.changes() as actions:
             while self._committing:
+                if self._held_up:
+                    raise TargetError(errno.EAGAIN)
                 self.lock.wait()
             yield actions
 
     def commit(self) -> None:
-        """Commit and wait for it, for those who may wait. Failures change the mode."""
+        """Commit and wait for it, as far as that has an end; for the thread of commands. Failures change the mode."""
         ended = threading.Event()
-        with self.quiet() as actions:
+        with self.changes() as actions:
             self._check_metadata_low(actions)
             self._commit_first.append(lambda error: ended.set())
-            self._begin_commit(actions)
-        ended.wait()
+            if not self._committing:
+                self._begin_commit(actions)
+        if not self._held_up:
+            ended.wait()
+
+    @property
+    def _held_up(self) -> bool:
+        """A commit waits until a device underneath is resumed, which only the thread of commands does."""
+        return _suspended(self.metadata_device) or _suspended(self.data_device)
 
     def _begin_commit(self, actions: Actions) -> None:
         """Call `_commit_first` once all changes are on the disk."""
@@ -252,3 +262,11 @@ class PoolState:
             self.log(f"{self.name}: reached low water mark for metadata device: sending event.")
             actions.append(self.device.event)
         self._metadata_low = low
+
+
+def _suspended(device: BlockDevice) -> bool:
+    io = device.mapped_io
+    if io is None:
+        return False
+    below = io.device.live.devices() if io.device.live else ()
+    return io.blocked or any(_suspended(pdev.bdev) for pdev, _, _ in below)

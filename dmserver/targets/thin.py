@@ -85,7 +85,7 @@ class Thin(Target):
 
     def _open(self, pool: Pool) -> None:
         self.pool = pool
-        with pool.quiet():
+        with pool.lock:
             try:
                 self.device = pool.metadata.open_device(self.dev_id)
             except ThinMetadataError as failure:
@@ -100,7 +100,7 @@ class Thin(Target):
             self.num_discard_bios = 1
 
     def dtr(self) -> None:
-        with self.pool.quiet():
+        with self.pool.lock:
             self.pool.metadata.close_device(self.device)
         self.shared(Pools).release(self.pool)
 

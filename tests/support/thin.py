@@ -67,7 +67,7 @@ def message(pool: DmDev, text: str) -> None:
 
 
 def make_pool(bench: Bench, params: str = POOL, *, blocks: int = 64, devices: tuple[int, ...] = (0,)) -> DmDev:
-    """The first mapped device, 253:0, with thin devices in it."""
+    """A pool with thin devices in it."""
     pool = bench.load("pool", (ThinPool, blocks * 128, params))
     for number in devices:
         message(pool, f"create_thin {number}")

@@ -224,3 +224,20 @@ def test_metadata_run_low_and_out() -> None:
     bench.load("pool", (ThinPool, 8192, "253:0 1:2 128 0"))
     assert "/100 0/64 - rw " in status(pool)
     message(pool, "create_thin 60")
+
+
+def test_metadata_on_a_suspended_device_hold_nobody_up() -> None:
+    bench = Bench()
+    meta = bench.load("meta", (Linear, 16384, "1:1 0"))
+    pool = bench.load("pool", (ThinPool, 8192, "253:0 1:2 128 0"))
+    bench.suspend(meta)
+    message(pool, "create_thin 0")
+    assert " 0/64 - rw " in status(pool)
+    with pytest.raises(TargetError) as refusal:
+        message(pool, "create_thin 1")
+    assert refusal.value.errno == errno.EAGAIN
+    assert not bench.suspend(pool)
+    bench.resume(meta)
+    assert pool.io.in_flight == 0
+    message(pool, "create_thin 1")
+    assert status(pool).startswith("0 215/2048 0/64 - rw ")

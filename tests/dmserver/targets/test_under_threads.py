@@ -7,9 +7,11 @@ import random
 import threading
 from collections.abc import Iterator
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 from support.targets import Bench, pattern
+from support.thin import make_pool, message, thin_tool
 
 from dmserver.io.bio import Op
 from dmserver.io.submit import submit_and_wait
@@ -22,6 +24,7 @@ from dmserver.targets.multipath import Multipath
 from dmserver.targets.snapshot import Snapshot
 from dmserver.targets.snapshot_merge import SnapshotMerge
 from dmserver.targets.snapshot_origin import SnapshotOrigin
+from dmserver.targets.thin import Thin
 
 SIZE = 2048
 THREADS = 4
@@ -118,6 +121,29 @@ def test_snapshots_and_a_merge(bench: Bench) -> None:
     assert _all(org) == expected
     _hammer(bench, org)
     assert _all(other) == before
+
+
+def test_thin_devices(bench: Bench, tmp_path: Path) -> None:
+    pool = make_pool(bench, devices=(0,))
+    number = f"253:{pool.minor}"
+    thin = bench.load("thin", (Thin, SIZE, f"{number} 0 253:0"))
+    _hammer(bench, thin, pool)
+    before = _all(thin)
+    _suspend(thin)
+    message(pool, "create_snap 1 0")
+    thin.resume()
+    snap = bench.load("snap", (Thin, SIZE, f"{number} 1 253:0"))
+    _hammer(bench, thin, pool, snap)
+    assert _all(snap) == before
+    after = _all(thin)
+    _hammer(bench, snap, pool)
+    assert _all(thin) == after
+    for each in (thin, snap, pool):
+        bench.remove(each)
+    image = bytearray(bench.disks[1].bytes)
+    assert not bench.disks[1].read_into(memoryview(image), 0)
+    (tmp_path / "metadata").write_bytes(image)
+    thin_tool("thin_check", str(tmp_path / "metadata"))
 
 
 @pytest.mark.parametrize(
