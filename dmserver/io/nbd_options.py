@@ -178,10 +178,9 @@ class Negotiation:
             bdev = self.exports.open(name)
         except OSError as refusal:
             return self._reply(Reply.ERR_UNKNOWN, refusal.strerror or "no such export")
-        try:
-            return self._describe(bdev)
-        finally:
-            bdev.close()
+        description = _describe(bdev)
+        bdev.close()
+        return self._tell(description)
 
     def _go(self, data: bytes) -> bool:
         name = self._named(data)
@@ -190,14 +189,12 @@ class Negotiation:
         except OSError as refusal:
             return self._reply(Reply.ERR_UNKNOWN, refusal.strerror or "no such export")
         self._allow_allocation(name)
-        self._describe(self.chosen)
+        self._tell(_describe(self.chosen))
         return False
 
-    def _describe(self, bdev: BlockDevice) -> bool:
-        least = bdev.limits.logical_block_size
-        preferred = max(4096, least, bdev.limits.physical_block_size)
-        self._reply(Reply.INFO, INFO_EXPORT.pack(Info.EXPORT, bdev.bytes, export_flags(bdev)))
-        self._reply(Reply.INFO, INFO_BLOCK_SIZES.pack(Info.BLOCK_SIZE, least, preferred, MAX_BLOCK))
+    def _tell(self, description: tuple[bytes, ...]) -> bool:
+        for info in description:
+            self._reply(Reply.INFO, info)
         return self._reply(Reply.ACK)
 
     def _allow_allocation(self, name: str) -> None:
@@ -238,3 +235,12 @@ class Negotiation:
         if found:
             self._reply(Reply.META_CONTEXT, struct.pack(">I", 0 if all_of_them else number) + context)
         return name if found else None, self._reply(Reply.ACK)
+
+
+def _describe(bdev: BlockDevice) -> tuple[bytes, ...]:
+    least = bdev.limits.logical_block_size
+    preferred = max(4096, least, bdev.limits.physical_block_size)
+    return (
+        INFO_EXPORT.pack(Info.EXPORT, bdev.bytes, export_flags(bdev)),
+        INFO_BLOCK_SIZES.pack(Info.BLOCK_SIZE, least, preferred, MAX_BLOCK),
+    )
