@@ -10,7 +10,7 @@ from .persistent_data import BLOCK_SIZE, Corrupt
 from .pool import Pool
 from .space_map import MAX_METADATA_BLOCKS
 from .thin_io import BLOCK_SECTORS
-from .thin_metadata import ThinMetadata, ThinMetadataError
+from .thin_metadata import BadSuperblock, ThinMetadata, ThinMetadataError
 
 if TYPE_CHECKING:
     from ..model.dm_dev import DmDev
@@ -68,15 +68,21 @@ def _open(device: DmDev, metadata: BlockDevice, block_size: int, read_only: bool
             raise OSError(error, f"block {block} of {metadata.path}")
         return bytes(image)
 
-    number, text = errno.EIO, ""
+    log = device.mapper.events.log
     try:
         return ThinMetadata(read, metadata_blocks(metadata), block_size, writable=not read_only)
     except ThinMetadataError as failure:
-        number, text = failure.errno, failure.message
+        number = failure.errno
+        if failure.message:
+            log(f"device-mapper: thin metadata: {failure.message}")
+    except BadSuperblock as failure:
+        number = failure.errno
+        log(f"device-mapper: thin metadata: {failure}")
+        log("device-mapper: block manager: superblock validator check failed for block 0")
+        log("device-mapper: thin metadata: couldn't read superblock")
     except Corrupt as failure:
-        number, text = errno.EILSEQ, str(failure)
+        number = errno.EILSEQ
+        log(f"device-mapper: thin metadata: {failure}")
     except OSError as failure:
         number = failure.errno or errno.EIO
-    if text:
-        device.mapper.events.log(f"device-mapper: thin metadata: {text}")
     raise TargetError(number, "Error creating metadata object")

@@ -18,10 +18,10 @@ from typing import NamedTuple
 
 from dmproto.records import SECTOR_SIZE
 
-from .persistent_data import BLOCK_SIZE, BTree, Corrupt, Transaction, seal, unseal
+from .persistent_data import BLOCK_SIZE, BTree, Corrupt, Transaction, checksum, seal
 from .space_map import DataSpaceMap, MetadataSpaceMap
 
-__all__ = ["Commit", "Found", "ThinDevice", "ThinMetadata", "ThinMetadataError"]
+__all__ = ["BadSuperblock", "Commit", "Found", "ThinDevice", "ThinMetadata", "ThinMetadataError"]
 
 SUPERBLOCK = 0
 MAGIC = 27022010
@@ -44,6 +44,14 @@ class ThinMetadataError(Exception):
         super().__init__(message or errno.errorcode[number])
         self.errno = number
         self.message = message
+
+
+class BadSuperblock(Corrupt):
+    """The superblock is none; `errno` is what the kernel gives for that (`sb_check`)."""
+
+    def __init__(self, number: int, message: str) -> None:
+        super().__init__(f"sb_check failed: {message}")
+        self.errno = number
 
 
 @dataclass(slots=True)
@@ -74,10 +82,13 @@ class _Superblock:
 
     @classmethod
     def unpack(cls, image: bytes, block: int = SUPERBLOCK) -> _Superblock:
-        _, flags, _, uuid, magic, *rest = _SUPERBLOCK.unpack_from(image)
+        csum, flags, number, uuid, magic, *rest = _SUPERBLOCK.unpack_from(image)
+        if number != block:
+            raise BadSuperblock(errno.ENOTBLK, f"blocknr {number}: wanted {block}")
         if magic != MAGIC:
-            raise Corrupt(f"sb_check failed: magic {magic}: wanted {MAGIC}")
-        unseal(image, block, _SALT, "sb")
+            raise BadSuperblock(errno.EILSEQ, f"magic {magic}: wanted {MAGIC}")
+        if csum != (expected := checksum(image[4:], _SALT)):
+            raise BadSuperblock(errno.EILSEQ, f"csum {expected}: wanted {csum}")
         return cls(flags, uuid, *rest)
 
 

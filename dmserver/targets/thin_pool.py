@@ -27,12 +27,17 @@ from ..model.dm_target import (
 from .pool import Pool
 from .pool_state import METADATA_FAILURES, Features, Mode
 from .pools import Pools, metadata_blocks
+from .space_map import MAX_METADATA_BLOCKS
 from .thin import parse_device_id
+from .thin_io import BLOCK_SECTORS
 from .thin_metadata import ThinMetadataError
 
 __all__ = ["ThinPool"]
 
 _MIN_BLOCK_SIZE, _MAX_BLOCK_SIZE = 128, 2 << 20
+
+#: Sectors of a metadata device from which on the log says that it is too large (`THIN_METADATA_MAX_SECTORS_WARNING`).
+_WARNING_SIZE = (255 << 14) * BLOCK_SECTORS
 
 #: What each feature argument sets, in the order of a status line.
 _FEATURES = {
@@ -63,8 +68,8 @@ class ThinPool(Target):
         self._warn_if_too_big()
         self.data_dev = self.get_device(argv[1], "Error getting data device")
         try:
-            self.block_size = parse_uint(argv[2], 64)
-            if not _MIN_BLOCK_SIZE <= self.block_size <= _MAX_BLOCK_SIZE or self.block_size % _MIN_BLOCK_SIZE:
+            block_size = parse_uint(argv[2], 64)
+            if not _MIN_BLOCK_SIZE <= block_size <= _MAX_BLOCK_SIZE or block_size % _MIN_BLOCK_SIZE:
                 raise ValueError(f"{argv[2]}: expected a multiple of {_MIN_BLOCK_SIZE} up to {_MAX_BLOCK_SIZE}")
         except ValueError:
             raise self.refuse("Invalid block size") from None
@@ -72,7 +77,7 @@ class ThinPool(Target):
             self.low_water_blocks = parse_uint(argv[3], 64)
         except ValueError:
             raise self.refuse("Invalid low water mark") from None
-        self.pool = self._find_pool()
+        self.pool = self._find_pool(block_size)
         if self.requested.discard_enabled and self.requested.discard_passdown:
             self.num_discard_bios = 1
             self.discards_supported = True
@@ -91,11 +96,11 @@ class ThinPool(Target):
             setattr(features, *_FEATURES[word.lower()])
         return features
 
-    def _find_pool(self) -> Pool:
+    def _find_pool(self, block_size: int) -> Pool:
         pools, device = self.shared(Pools), self.table.device
         created = pools.of(device) is None
         read_only = self.requested.mode is Mode.READ_ONLY
-        pool = pools.find(device, self.metadata_dev.bdev, self.data_dev.bdev, self.block_size, read_only=read_only)
+        pool = pools.find(device, self.metadata_dev.bdev, self.data_dev.bdev, block_size, read_only=read_only)
         if created:
             pool.features.discard_enabled = self.requested.discard_enabled
         elif pool.features.discard_enabled is not self.requested.discard_enabled:
@@ -105,9 +110,8 @@ class ThinPool(Target):
 
     def _warn_if_too_big(self) -> None:
         device = self.metadata_dev.bdev
-        if device.size > metadata_blocks(device) * 8 + 7:
-            most = metadata_blocks(device) * 8
-            name = device.path.rpartition("/")[2]
+        if device.size > _WARNING_SIZE:
+            name, most = device.path.rpartition("/")[2], MAX_METADATA_BLOCKS * BLOCK_SECTORS
             self._log(f"Metadata device {name} is larger than {most} sectors: excess space will not be used.")
 
     def dtr(self) -> None:
@@ -126,7 +130,7 @@ class ThinPool(Target):
         yield self.data_dev, 0, self.len
 
     def io_hints(self, limits: QueueLimits) -> None:
-        size = self.block_size * SECTOR_SIZE
+        size = self.pool.block_size * SECTOR_SIZE
         if limits.io_opt < size or limits.io_opt % size:
             limits.io_min = limits.io_opt = size
         if self.adjusted.discard_enabled and self.adjusted.discard_passdown and not self.data_dev.bdev.limits.discard:
@@ -151,7 +155,7 @@ class ThinPool(Target):
         pool = self.pool
         pool.bind(self.adjusted, self.requested, self.low_water_blocks)
         if pool.mode is not Mode.FAIL:
-            self._grow_data(self.len // self.block_size)
+            self._grow_data(self.len // self.pool.block_size)
             self._grow_metadata(metadata_blocks(self.metadata_dev.bdev))
             pool.commit()
 
@@ -197,7 +201,7 @@ class ThinPool(Target):
     def status(self, kind: StatusType) -> str:
         if kind is StatusType.TABLE:
             words = [word for word, (field, value) in _FEATURES.items() if getattr(self.requested, field) is value]
-            fields = (self.metadata_dev.number, self.data_dev.number, self.block_size, self.low_water_blocks)
+            fields = (self.metadata_dev.number, self.data_dev.number, self.pool.block_size, self.low_water_blocks)
             return " ".join(map(str, (*fields, len(words), *words))) + " "
         pool, metadata = self.pool, self.pool.metadata
         if pool.mode is Mode.FAIL:

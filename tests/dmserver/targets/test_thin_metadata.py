@@ -196,7 +196,7 @@ def test_metadata_that_are_not_for_this_pool() -> None:
 def test_a_broken_superblock() -> None:
     disk, _ = scene()
     disk.image[4095] ^= 1
-    with pytest.raises(Corrupt, match="sb check failed: csum"):
+    with pytest.raises(Corrupt, match="sb_check failed: csum"):
         disk.open()
 
 

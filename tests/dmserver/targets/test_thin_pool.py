@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from support.constructors import replay
-from support.targets import Bench, status
+from support.targets import Bench, FaultyDisk, status
 from support.thin import POOL, log, make_pool, message, thin_tool, write
 
 from dmserver.io.bio import Op
@@ -63,24 +63,53 @@ def read_all(bench: Bench, disk: int) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("place", "value", "number", "line"),
+    ("place", "number", "complaint"),
     [
-        (32, 1, errno.EILSEQ, "sb_check failed: magic 27022011: wanted 27022010"),
-        (4000, 1, errno.EILSEQ, "sb check failed: csum"),
-        (4096 * 2 + 4000, 1, errno.EILSEQ, "check failed: csum"),
+        (8, errno.ENOTBLK, "sb_check failed: blocknr 1: wanted 0"),
+        (32, errno.EILSEQ, "sb_check failed: magic 27022011: wanted 27022010"),
+        (4000, errno.EILSEQ, "sb_check failed: csum"),
     ],
 )
-def test_broken_metadata(place: int, value: int, number: int, line: str) -> None:
+def test_a_broken_superblock(place: int, number: int, complaint: str) -> None:
     bench = Bench()
     bench.remove(make_pool(bench))
-    disk = bench.disks[1]
-    disk.open()
-    sector = bytearray(512)
-    disk.read_into(memoryview(sector), place // 512 * 512)
-    sector[place % 512] ^= value
-    disk.write_from(memoryview(sector), place // 512 * 512)
+    flip(bench, place)
     assert bench.refusal(ThinPool, 8192, POOL) == (number, "Error creating metadata object")
-    assert line in log(bench)[-1]
+    assert complaint in log(bench)[-3]
+    assert log(bench)[-2:] == [
+        "device-mapper: block manager: superblock validator check failed for block 0",
+        "device-mapper: thin metadata: couldn't read superblock",
+    ]
+
+
+def test_a_broken_block() -> None:
+    bench = Bench()
+    bench.remove(make_pool(bench))
+    flip(bench, 2 * 4096 + 4000)
+    assert bench.refusal(ThinPool, 8192, POOL) == (errno.EILSEQ, "Error creating metadata object")
+    assert "check failed: csum" in log(bench)[-1]
+
+
+def flip(bench: Bench, place: int) -> None:
+    """Change a bit of the metadata."""
+    disk = bench.disks[1]
+    byte = memoryview(bytearray(1))
+    disk.open()
+    disk.read_into(byte, place)
+    byte[0] ^= 1
+    disk.write_from(byte, place)
+
+
+def test_a_metadata_device_that_is_too_large() -> None:
+    bench = Bench()
+    bench.disks[1] = FaultyDisk(1, "15G")
+    make_pool(bench)
+    assert not [line for line in log(bench) if "excess" in line]
+    bench = Bench()
+    bench.disks[1] = FaultyDisk(1, "17G")
+    assert status(make_pool(bench)).startswith("0 4360/4161600 ")
+    line = "device-mapper: thin: Metadata device ram1 is larger than 33292800 sectors: excess space will not be used."
+    assert line in log(bench)
 
 
 def test_metadata_of_another_block_size() -> None:
