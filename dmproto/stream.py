@@ -52,6 +52,7 @@ LIMIT = 64 << 20  #: bytes of a message
 _MAGIC = b"DMIO"
 _REQUEST_HEAD = struct.Struct("<4sII")
 _REPLY_HEAD = struct.Struct("<4siI")
+_HEAD_SIZE = _REQUEST_HEAD.size
 _PLIST_END = b"</plist>"
 _FORMS: dict[int, _Form] = {ord("<"): "plist", ord("{"): "json", ord("D"): "binary"}
 _BLANKS = b" \t\r\n\0"
@@ -136,7 +137,6 @@ class _Stream:
         self._plist_limit = plist_limit
         self._binary_limit = binary_limit
         self._buffer = bytearray()  # the current message, less what was dropped, and what follows it
-        self._whole: Event | None = None  # a binary message that came in one piece, alone
         self._form: _Form | None = None  # of the current message; None between messages
         self._searched = 0  # how much of the buffer needs no further look
         self._dropped = 0  # bytes of the current message that are gone, since it is too large
@@ -150,26 +150,12 @@ class _Stream:
         """Take what the socket gave; b"" is the end of the stream."""
         if not data:
             self._ended = True
-        elif not self._failed and (self._buffer or self._whole is not None or not self._is_whole(data)):
+        elif not self._failed:
             self._buffer += data
-
-    def _is_whole(self, data: bytes | bytearray | memoryview) -> bool:
-        """Keep `data` out of the buffer if it is one binary message: most requests come like that."""
-        head = self._head
-        if type(data) is not bytes or len(data) < head.size or data[:4] != _MAGIC or self._form is not None:
-            return False
-        _, number, size = head.unpack_from(data)
-        if size != len(data) - head.size or size >= self._binary_limit:
-            return False
-        self._whole = self._binary(number, data[head.size :])
-        return True
 
     def next_event(self) -> Event:
         """The next message, `Malformed`, `NEED_DATA` or `CLOSED`."""
         buffer = self._buffer
-        if self._whole is not None:
-            event, self._whole = self._whole, None
-            return event
         if not (buffer or self._ended or self._failed):
             return NEED_DATA
         if self._failed:
@@ -292,6 +278,17 @@ class RequestStream(_Stream):
 
     _head = _REQUEST_HEAD
     _binary = BinaryRequest
+
+    def lone_request(self, data: bytes) -> tuple[int, bytes] | None:
+        """Ioctl number and buffer if `data`, just received, is one whole `BinaryRequest` and comes after nothing
+        unfinished: most requests do. None if not, and then it is for `receive_data`. The short way for servers."""
+        size = len(data) - _HEAD_SIZE
+        if size < 0 or self._buffer or self._form is not None or self._ended or self._failed:
+            return None
+        magic, number, told = _REQUEST_HEAD.unpack_from(data)
+        if told != size or magic != _MAGIC or size >= self._binary_limit:
+            return None
+        return number, data[_HEAD_SIZE:]
 
 
 class ReplyStream(_Stream):

@@ -83,9 +83,9 @@ class Loop:
     def run(self) -> None:
         """Serve until `stop`."""
         self._running = True
-        callbacks = self._callbacks
+        poll, callbacks = self._epoll.poll, self._callbacks
         while self._running:
-            for fd, events in self._epoll.poll(self._timeout()):
+            for fd, events in poll(self._timeout() if self._timers else -1):
                 callback = callbacks.get(fd)
                 if callback is not None:
                     callback(events)

@@ -1,7 +1,8 @@
 """The socket: clients of all three forms on one Unix socket (specs/socket.md).
 
 Theory of operation. Each wake-up of a connection reads once, handles every whole message that is there, and writes all
-replies at once. Rules:
+replies at once. A whole ioctl that came alone, as most do, takes the short way from the read to its handler and from
+there to the write (`_lone_ioctl`); everything else goes through the stream. Rules:
 
 1. A connection is busy with one message at a time, so replies come in order; one that waits (`parked`) holds up its
    own connection only.
@@ -48,6 +49,7 @@ __all__ = ["HIGH_WATER", "Policy", "Server"]
 HIGH_WATER = 1 << 20
 
 _READ = 1 << 16
+_IN, _GONE = select.EPOLLIN, select.EPOLLHUP | select.EPOLLERR
 _ACCEPT_PAUSE = 0.1
 _UCRED = Struct("3i")
 
@@ -138,9 +140,21 @@ class Server:
 
 class _Connection:
     """One peer. `out` holds replies to be sent, `waiting` what of them the peer has not taken yet, `queued` counts the
-    bytes of both; `events` is what is waited for."""
+    bytes of both; `events` is what is waited for, `number` that of the last ioctl."""
 
-    __slots__ = ("closing", "events", "fd", "out", "parked", "queued", "server", "session", "stream", "waiting")
+    __slots__ = (
+        "closing",
+        "events",
+        "fd",
+        "number",
+        "out",
+        "parked",
+        "queued",
+        "server",
+        "session",
+        "stream",
+        "waiting",
+    )
 
     def __init__(self, server: Server, fd: int, session: Session) -> None:
         self.server = server
@@ -150,28 +164,46 @@ class _Connection:
         self.out: list[bytes | memoryview] = []
         self.waiting: memoryview | None = None
         self.queued = 0
+        self.number = 0
         self.parked: Cancel | None = None
         self.closing = False
-        self.events = select.EPOLLIN
+        self.events = _IN
 
     # -- the wire ---------------------------------------------------------------------------------------
 
     def ready(self, events: int) -> None:
         """The descriptor can be read or written, or the peer is gone."""
-        if self.fd < 0:
-            return
-        if events & (select.EPOLLHUP | select.EPOLLERR) and not events & select.EPOLLIN:
-            self._close()
-            return
-        if events & select.EPOLLIN:
+        if events & _IN:
             try:
-                self.stream.receive_data(os.read(self.fd, _READ))
+                data = os.read(self.fd, _READ)
             except BlockingIOError:
-                pass
+                return
             except OSError:
                 self._close()
                 return
+            if self._lone_ioctl(data):
+                return
+            self.stream.receive_data(data)
+        elif events & _GONE:
+            self._close()
+            return
         self._go_on()
+
+    def _lone_ioctl(self, data: bytes) -> bool:
+        """Answer what has arrived if it is one ioctl and no reply waits for the peer; False if not. (A connection that
+        is parked or closing was not read from.)"""
+        request = None if self.queued else self.stream.lone_request(data)
+        if request is None:
+            return False
+        self.number, buffer = request
+        try:
+            self.parked = self.server.host.ioctl(self.session, self.number, buffer, self._written)
+        except Exception:
+            self._unforeseen()
+            return True
+        if self._send() and (self.waiting is not None or self.parked is not None):
+            self._wait()
+        return True
 
     def _go_on(self) -> None:
         """Handle what has arrived and send what has come of it."""
@@ -194,8 +226,7 @@ class _Connection:
             try:
                 self._handle(event)
             except Exception:
-                _log.exception("fd=%d: a request failed in an unforeseen way", self.fd)
-                self._close()
+                self._unforeseen()
                 break
             if self.queued >= _READ and not self._send():
                 break
@@ -203,12 +234,14 @@ class _Connection:
 
     def _send(self) -> bool:
         """Write what there is; False when the peer is gone."""
-        if self.out:
+        out = self.out
+        if out:
             if self.server.before_replies is not None:
                 self.server.before_replies()
-            pieces = self.out if self.waiting is None else [self.waiting, *self.out]
-            data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-            self.out = []
+            if self.waiting is not None:
+                out.insert(0, self.waiting)
+            data = out[0] if len(out) == 1 else b"".join(out)
+            out.clear()
         elif self.waiting is not None:
             data = self.waiting
         else:
@@ -220,8 +253,8 @@ class _Connection:
         except OSError:
             self._close()
             return False
-        self.queued = len(data) - written
-        self.waiting = memoryview(data)[written:] if self.queued else None
+        self.queued = left = len(data) - written
+        self.waiting = memoryview(data)[written:] if left else None
         return True
 
     def _wait(self) -> None:
@@ -242,6 +275,10 @@ class _Connection:
         if cancel is not None:
             cancel()
 
+    def _unforeseen(self) -> None:
+        _log.exception("fd=%d: a request failed in an unforeseen way", self.fd)
+        self._close()
+
     def shut_down(self) -> None:
         """The server ends: a parked command is answered, as far as the peer takes it."""
         self.closing = True
@@ -256,7 +293,7 @@ class _Connection:
     def _handle(self, event: object) -> None:
         match event:
             case BinaryRequest():
-                self._ioctl(event)
+                self._ioctl(event.number, event.buffer)
             case PlistMessage() | JsonMessage():
                 self._dictionary(event)
             case Malformed():
@@ -266,24 +303,21 @@ class _Connection:
 
     def _reply(self, data: bytes) -> None:
         """The answer to the message at hand, at once or after it was parked."""
-        if self.fd < 0:
-            return
-        self._put(data)
+        self.out.append(data)
+        self.queued += len(data)
         if self.parked is not None:
             self.parked = None
             self._go_on()
 
-    def _put(self, data: bytes) -> None:
-        self.out.append(data)
-        self.queued += len(data)
+    def _ioctl(self, number: int, buffer: bytes) -> None:
+        self.number = number
+        self.parked = self.server.host.ioctl(self.session, number, buffer, self._written)
 
-    def _ioctl(self, request: BinaryRequest) -> None:
-        def done(result: int, written: bytes) -> None:
-            if self.server.verbose:
-                _log.debug("fd=%d ioctl=%#x result=%d", self.fd, request.number, result)
-            self._reply(binary_reply(result, written))
-
-        self._park(self.server.host.ioctl(self.session, request.number, request.buffer, done))
+    def _written(self, result: int, written: bytes) -> None:
+        """The ioctl at hand is done."""
+        if self.server.verbose:
+            _log.debug("fd=%d ioctl=%#x result=%d", self.fd, self.number, result)
+        self._reply(binary_reply(result, written))
 
     def _dictionary(self, message: PlistMessage | JsonMessage) -> None:
         json = isinstance(message, JsonMessage)
@@ -303,21 +337,17 @@ class _Connection:
             if not isinstance(request, dict):
                 raise BadPlist(f"expected a dictionary, got {describe(request)}")
         except BadMessage as wrong:
-            self._put(_encode(_failure(wrong), json))
+            self._reply(_encode(_failure(wrong), json))
             return
-        self._park(self.server.host.dictionary(self.session, request, done))
-
-    def _park(self, cancel: Cancel | None) -> None:
-        if cancel is not None:
-            self.parked = cancel
+        self.parked = self.server.host.dictionary(self.session, request, done)
 
     def _malformed(self, event: Malformed) -> None:
         number = event.error.errno
         _log.info("fd=%d malformed: %s", self.fd, errno.errorcode.get(number, number))
         if event.form == "binary":
-            self._put(binary_reply(-number, b""))
+            self._reply(binary_reply(-number, b""))
         else:
-            self._put(_encode(_failure(event.error), event.form == "json"))
+            self._reply(_encode(_failure(event.error), event.form == "json"))
         self.closing = event.fatal
 
 

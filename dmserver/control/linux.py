@@ -14,14 +14,14 @@ from collections.abc import Callable
 from struct import Struct
 from typing import TYPE_CHECKING
 
-from dmproto.commands import BY_NUMBER, DM_IOCTL, CommandFlag
+from dmproto.commands import BY_NAME, BY_NUMBER, DM_IOCTL, CommandFlag
 from dmproto.flags import DmFlag
 from dmproto.records import DATA_OFFSET, MAX_DATA_SIZE
 
 from ..model.dm_dev import DmDev
 from ..model.mapper import Mapper
 from . import linux_dev, linux_message, linux_status, linux_table, linux_uevent
-from .linux_call import VERSION, VERSION_BYTES, Call, Refusal
+from .linux_call import CLEARED, VERSION, VERSION_BYTES, Call, Refusal, quick_status
 from .linux_status import Wait
 from .session import Cancel, Session
 
@@ -36,7 +36,7 @@ _VERSION = Struct("<3I")
 #: Major and minor of the versions that are accepted.
 _VERSIONS = frozenset(_VERSION.pack(VERSION[0], minor, 0)[:8] for minor in range(VERSION[1] + 1))
 _SECURE = int(DmFlag.SECURE_DATA)
-_CLEARED = ~int(DmFlag.BUFFER_FULL | DmFlag.UEVENT_GENERATED | DmFlag.SECURE_DATA | DmFlag.DATA_OUT)
+_DEV_STATUS = BY_NAME["DEV_STATUS"].number
 
 _HANDLERS: dict[str, Handler] = {
     "REMOVE_ALL": linux_dev.remove_all,
@@ -107,7 +107,7 @@ class LinuxControl:
             done(-errno.EFAULT, b"")
             return None
         command, number = number, number & 0xFF
-        if bytes(buffer[:8]) not in _VERSIONS:
+        if buffer[:8] not in _VERSIONS:
             kernel, user = ("{}.{}.{}".format(*_VERSION.unpack_from(each)) for each in (VERSION_BYTES, buffer))
             self.complain(f"ioctl: ioctl interface mismatch: kernel({kernel}), user({user}), cmd({number})")
             done(-errno.EINVAL, VERSION_BYTES)
@@ -115,6 +115,11 @@ class LinuxControl:
         if not number:
             done(0, VERSION_BYTES)
             return None
+        if number == _DEV_STATUS and len(buffer) >= DATA_OFFSET:
+            reply = quick_status(self.mapper, buffer)
+            if reply is not None:
+                done(0, reply)
+                return None
         entry = _ENTRIES.get(number)
         if entry is None:
             self.complain(f"ioctl: dm_ctl_ioctl: unknown command 0x{command:x}")
@@ -123,7 +128,7 @@ class LinuxControl:
         if len(buffer) < DATA_OFFSET:
             done(-errno.EFAULT, VERSION_BYTES)
             return None
-        return self._run(entry, number, Call(self, session, bytearray(buffer), done))
+        return self._run(entry, number, Call(self, session, buffer, done))
 
     def _removing(self, device: DmDev) -> None:
         """__hash_remove(): the last event of a device, while those who wait for it can still see its table."""
@@ -148,7 +153,7 @@ class LinuxControl:
             elif size > len(call.buffer):
                 raise Refusal(errno.EFAULT)
             call.secure = bool(call.flags & _SECURE)
-            call.flags &= _CLEARED
+            call.flags &= CLEARED
             if not entry.nameless:
                 call.check_names(number, create=entry.create)
             parked = entry.handler(call)

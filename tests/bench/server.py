@@ -1,11 +1,13 @@
-"""Server: its CPU a request, against an echo of the same bytes in C and in Python; its memory an idle connection.
+"""Server: its CPU a request, and its memory an idle connection.
 
-Each contestant is a process of its own, and its time is what the scheduler says it ran. The echoes read and write,
-nothing else; the one in asyncio is what an ordinary server costs before it does anything.
+Peers are an echo of the same bytes in C, which is what the system calls cost, and the same handlers on asyncio's streams.
+Each contestant is a process of its own with as many connections, and its time is what the scheduler says it ran. A
+crowd's requests are all sent before the first reply is read.
 """
 
 from __future__ import annotations
 
+import resource
 import shutil
 import socket
 import subprocess
@@ -24,7 +26,7 @@ from dmproto.records import Header, Message
 from dmproto.stream import binary_request
 
 ROUNDS, REQUESTS = 7, 2000
-IDLE = 1000
+CROWD = 1000
 
 ECHO_C = r"""
 #include <sys/epoll.h>
@@ -58,14 +60,26 @@ int main(int argc, char **argv) {
 }
 """
 
-ECHO_ASYNCIO = """
+ASYNCIO = """
 import asyncio, sys
-async def echo(reader, writer):
+from dmproto import proplib
+from dmproto.stream import NEED_DATA, BinaryRequest, RequestStream, binary_reply
+from dmserver.host import Host
+host = Host()
+async def serve(reader, writer):
+    session, stream = host.open(), RequestStream()
     while data := await reader.read(65536):
-        writer.write(data)
+        stream.receive_data(data)
+        while (event := stream.next_event()) is not NEED_DATA:
+            if isinstance(event, BinaryRequest):
+                host.ioctl(session, event.number, event.buffer, lambda *reply: writer.write(binary_reply(*reply)))
+            else:
+                request = proplib.loads(event.data, flavour="kernel")
+                host.dictionary(session, request, lambda reply: writer.write(proplib.dumps(reply)))
         await writer.drain()
+    writer.close()
 async def main():
-    server = await asyncio.start_unix_server(echo, sys.argv[1])
+    server = await asyncio.start_unix_server(serve, sys.argv[1])
     print("ready", flush=True)
     await server.serve_forever()
 asyncio.run(main())
@@ -92,34 +106,41 @@ def requests() -> dict[str, tuple[bytes, float | None]]:
 
 
 def run(report: Report) -> None:
-    """One row for each request and peer, alone and 16 at once; then the memory of idle connections."""
+    """The memory of idle connections, then one row for each request and peer: one client, a crowd, 16 at once."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dm")))
         server = stack.enter_context(
             Contestant.start(folder / "s", sys.executable, "-m", "dmserver", "serve", "--socket")
         )
-        peers = {
-            "asyncio echo": stack.enter_context(Contestant.start(folder / "a", sys.executable, "-c", ECHO_ASYNCIO))
-        }
+        peers = {"asyncio streams": stack.enter_context(Contestant.start(folder / "a", sys.executable, "-c", ASYNCIO))}
         if (compiler := shutil.which("cc") or shutil.which("gcc")) is not None:
             program = folder / "echo"
             subprocess.run([compiler, "-O2", "-w", "-x", "c", "-o", program, "-"], input=ECHO_C, text=True, check=True)
             peers["C echo"] = stack.enter_context(Contestant.start(folder / "e", str(program)))
-        server.exchange(proplib.dumps({"command": "create", "version": [4, 0, 0], "name": "vol1"}), 1)
-        for depth in (1, 16):
-            for name, (request, goal) in requests().items():
-                case = name if depth == 1 else f"{name}, {depth} at once"
-                _compare(report, case, request, depth, server, peers, goal if depth == 1 else None)
+        contestants = {"dmserver": server, **peers}
         _idle(report, server)
+        for contestant in contestants.values():
+            contestant.crowd(CROWD)
+            if contestant is not peers.get("C echo"):
+                contestant.exchange(proplib.dumps({"command": "create", "version": [4, 0, 0], "name": "vol1"}), 1)
+        for name, (request, goal) in requests().items():
+            for clients, depth in ((1, 1), (100, 1), (CROWD, 1), (1, 16)):
+                case = (
+                    name + (f", {clients} clients" if clients > 1 else "") + (f", {depth} at once" if depth > 1 else "")
+                )
+                goals = {"C echo": goal, "asyncio streams": goal and 0.5} if clients > 1 else {}
+                _compare(report, case, request, clients, depth, contestants, goals)
 
 
 class Contestant:
-    """A server in a process of its own, with one connection to it."""
+    """A server in a process of its own, with some connections to it."""
 
     def __init__(self, process: subprocess.Popen[str], path: Path) -> None:
         self.pid = process.pid
         self.path = path
-        self.connection = self.connect()
+        self.connections = [self.connect()]
 
     @classmethod
     @contextmanager
@@ -131,7 +152,8 @@ class Contestant:
         try:
             yield contestant
         finally:
-            contestant.connection.close()
+            for connection in contestant.connections:
+                connection.close()
             process.terminate()
             process.communicate()
 
@@ -140,15 +162,20 @@ class Contestant:
         connection.connect(str(self.path))
         return connection
 
-    def exchange(self, request: bytes, times: int, size: int = 0) -> int:
-        """Send it so many times and await `size` bytes each time; without a size, whatever comes at once."""
-        send, receive = self.connection.sendall, self.connection.recv
+    def crowd(self, clients: int) -> None:
+        """Have so many connections."""
+        self.connections += [self.connect() for _ in range(clients - len(self.connections))]
+
+    def exchange(self, request: bytes, times: int, size: int = 0, clients: int = 1) -> None:
+        """So many clients send it so many times, and await `size` bytes each time; without a size, whatever comes."""
+        connections = self.connections[:clients]
         for _ in range(times):
-            send(request)
-            got = len(receive(1 << 20))
-            while got < size:
-                got += len(receive(1 << 20))
-        return got
+            for connection in connections:
+                connection.sendall(request)
+            for connection in connections:
+                got = len(connection.recv(1 << 20))
+                while got < size:
+                    got += len(connection.recv(1 << 20))
 
     def reply_size(self, request: bytes) -> int:
         with self.connect() as connection:
@@ -169,23 +196,22 @@ def _compare(
     report: Report,
     case: str,
     request: bytes,
+    clients: int,
     depth: int,
-    server: Contestant,
-    peers: dict[str, Contestant],
-    goal: float | None,
+    contestants: dict[str, Contestant],
+    goals: dict[str, float | None],
 ) -> None:
-    contestants: dict[str, tuple[Contestant, int]] = {"dmserver": (server, server.reply_size(request) * depth)}
-    contestants |= {name: (peer, len(request) * depth) for name, peer in peers.items()}
+    sizes = {name: contestant.reply_size(request) * depth for name, contestant in contestants.items()}
     spent: dict[str, list[float]] = {name: [] for name in contestants}
-    times = REQUESTS // depth
+    times = max(1, REQUESTS // depth // clients)
     for _ in range(ROUNDS):
-        for name, (contestant, size) in contestants.items():
+        for name, contestant in contestants.items():
             before = contestant.ran()
-            contestant.exchange(request * depth, times, size)
-            spent[name].append((contestant.ran() - before) / (times * depth))
+            contestant.exchange(request * depth, times, sizes[name], clients)
+            spent[name].append((contestant.ran() - before) / (times * depth * clients))
     medians = {name: median(seconds) for name, seconds in spent.items()}
-    for name in peers:
-        report.add(case, medians, "dmserver", [name], goal if name == "C echo" else None)
+    for peer in list(contestants)[1:]:
+        report.add(case, medians, "dmserver", [peer], goals.get(peer))
 
 
 def _idle(report: Report, server: Contestant) -> None:
@@ -193,11 +219,7 @@ def _idle(report: Report, server: Contestant) -> None:
     request = proplib.dumps({"command": "version", "version": [4, 0, 0]})
     server.exchange(request, 100)
     before = server.resident()
-    connections = [server.connect() for _ in range(IDLE)]
-    for connection in connections:
-        connection.sendall(request)
-        connection.recv(1 << 16)
-    kilobytes = (server.resident() - before) / IDLE / 1024
-    for connection in connections:
-        connection.close()
+    server.crowd(CROWD)
+    server.exchange(request, 1, clients=CROWD)
+    kilobytes = (server.resident() - before) / CROWD / 1024
     report.rows.append(Row(f"idle connection, {kilobytes:.2f} KiB", 0.0, "1 KiB", kilobytes, 1.0))

@@ -170,3 +170,22 @@ def test_any_split_gives_the_same_events(texts: list[bytes], cuts: list[int], li
     expected = plain(events([whole], **limits))
     assert plain(events(chunks, **limits)) == expected
     assert plain(events([bytes([byte]) for byte in whole], **limits)) == expected
+
+
+@given(before=st.sampled_from([b"", PLIST[:9], b"DM", b"{", b"}", b" ", b"DMIO\1\0\0\0\xff\0\0\0"]), data=st.data())
+def test_a_lone_request_is_what_the_stream_would_say(before: bytes, data: st.DataObject) -> None:
+    whole = binary_request(data.draw(st.integers(0, 0xFFFFFFFF)), data.draw(st.binary(max_size=30)))
+    damaged = whole[: data.draw(st.integers(0, len(whole)))] + data.draw(st.binary(max_size=3))
+    received = data.draw(st.sampled_from([whole, damaged, whole + whole, b"\0" + whole]))
+    stream, other = RequestStream(binary_limit=25), RequestStream(binary_limit=25)
+    for each in (stream, other):
+        each.receive_data(before or b"\0")
+        each.next_event()
+    lone = stream.lone_request(received)
+    if lone is None:
+        assert plain(events([received], stream)) == plain(events([received], other))
+        assert (received, before.strip()) != (whole, b"") or len(whole) >= 25 + 12
+    else:
+        other.receive_data(received)
+        assert other.next_event() == BinaryRequest(*lone)
+        assert other.next_event() is NEED_DATA
