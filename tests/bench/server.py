@@ -1,8 +1,8 @@
 """Server: its CPU a request, and its memory an idle connection.
 
-Peers are an echo of the same bytes in C, which is what the system calls cost, and the same handlers on asyncio's streams.
-Each contestant is a process of its own with as many connections, and its time is what the scheduler says it ran. A
-crowd's requests are all sent before the first reply is read.
+Peers are an echo of the same bytes in C, which is what the system calls cost, and the same handlers on asyncio's
+streams. Each contestant is a process of its own with as many connections, and its time is what the scheduler says it
+ran. A crowd's requests are all sent before the first reply is read.
 """
 
 from __future__ import annotations
