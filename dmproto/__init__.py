@@ -23,7 +23,6 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from . import proplib
 from .commands import COMMANDS, Command, CommandFlag, Payload, command
 from .errors import BadBinary, BadDictionary, BadMessage, BadPlist, DmError, MessageTooLarge, NotSayable
 from .flags import DmFlag, NameListFlag, flag_names
@@ -42,23 +41,24 @@ from .records import (
     to_bytes,
     to_text,
 )
-from .stream import (
-    CLOSED,
-    NEED_DATA,
-    BinaryReply,
-    BinaryRequest,
-    Event,
-    JsonMessage,
-    Malformed,
-    PlistMessage,
-    ReplyStream,
-    RequestStream,
-    binary_reply,
-    binary_request,
-)
 
 if TYPE_CHECKING:
+    from . import proplib
     from .linux import build, parse, parse_header
+    from .stream import (
+        CLOSED,
+        NEED_DATA,
+        BinaryReply,
+        BinaryRequest,
+        Event,
+        JsonMessage,
+        Malformed,
+        PlistMessage,
+        ReplyStream,
+        RequestStream,
+        binary_reply,
+        binary_request,
+    )
     from .translate import Form, convert, detect, to_dictionary, to_message
 
 __all__ = [
@@ -113,14 +113,19 @@ __all__ = [
     "to_text",
 ]
 
-#: Where to find what needs construct: loaded when it is first asked for, since it takes three times all the rest.
+#: Where to find what is loaded when it is first asked for: a program that needs but a part should start quickly.
 _LATER = {
     **dict.fromkeys(("build", "parse", "parse_header"), "linux"),
+    **dict.fromkeys(("CLOSED", "NEED_DATA", "BinaryReply", "BinaryRequest", "Event", "JsonMessage"), "stream"),
+    **dict.fromkeys(("Malformed", "PlistMessage", "ReplyStream", "RequestStream"), "stream"),
+    **dict.fromkeys(("binary_reply", "binary_request"), "stream"),
     **dict.fromkeys(("Form", "convert", "detect", "to_dictionary", "to_message"), "translate"),
 }
 
 
 def __getattr__(name: str) -> Any:
+    if name == "proplib":
+        return import_module(".proplib", __name__)
     if name not in _LATER:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     globals()[name] = value = getattr(import_module(f".{_LATER[name]}", __name__), name)
