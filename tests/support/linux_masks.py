@@ -29,7 +29,7 @@ KINDS = (
 ABSENT = frozenset(KINDS) - entry_points(group=GROUP).names
 
 #: Lines of the kernel log that come with its modules, or only so often (DMWARN_LIMIT).
-NOT_LOGGED = re.compile(r"version [0-9.]+ loaded|repeat_count > 1 is deprecated")
+NOT_LOGGED = re.compile(r"version [0-9.]+ loaded|Loading target version|repeat_count > 1 is deprecated")
 
 
 #: What shell lines do to devices, besides reading and writing them, by (file, line).

@@ -103,7 +103,7 @@ class LinuxReplay:
             self.uevents.ours.append(shown)
 
     def _expect(self, step: Step) -> None:
-        lines = [line for line in step.get("kmsg") or () if "device-mapper: " in line]
+        lines = [line for line in step.get("kmsg") or () if "device-mapper: " in line or line.startswith("md")]
         self.kmsg.theirs += [line for line in lines if not NOT_LOGGED.search(line)]
         self.uevents.theirs += [list(event.items()) for event in step.get("uevents") or () if self._is_ours(event)]
 

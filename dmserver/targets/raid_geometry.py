@@ -1,0 +1,167 @@
+"""Where a raid keeps what: chunks, copies and parities (Linux drivers/md/raid10.c, raid5.c and lib/raid6).
+
+`Near` is raid10's near layout; raid0 is it with one copy, raid1 with one chunk and as many copies as devices.
+`Striped` is that of raid4, 5 and 6: rows of a chunk of each device, in which P and Q take turns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+__all__ = ["Near", "Row", "Striped", "recover", "syndromes", "xor"]
+
+
+@dataclass(frozen=True, slots=True)
+class Near:
+    """`chunk` in sectors; 0: all is one chunk."""
+
+    devices: int
+    chunk: int
+    copies: int
+
+    def locate(self, sector: int) -> tuple[list[tuple[int, int]], int]:
+        """(device, sector there) of each copy of an array's sector, and for how many sectors that holds."""
+        if not self.chunk:
+            return [(device, sector) for device in range(self.devices)], 1 << 63
+        number, within = divmod(sector, self.chunk)
+        places = [divmod(number * self.copies + copy, self.devices) for copy in range(self.copies)]
+        return [(device, row * self.chunk + within) for row, device in places], self.chunk - within
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """`data`: the devices of the data chunks, in order. `exponents`: the powers of 2 that Q multiplies each by."""
+
+    data: tuple[int, ...]
+    p: int
+    q: int | None
+    exponents: dict[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Striped:
+    """`algorithm`: md's number of the layout."""
+
+    devices: int
+    chunk: int
+    parity: int
+    algorithm: int
+
+    @property
+    def data(self) -> int:
+        """Data chunks of a row."""
+        return self.devices - self.parity
+
+    def row(self, number: int) -> Row:
+        """`raid5_compute_sector`."""
+        p, q, data = (self._five if self.parity == 1 else self._six)(number)
+        if self.algorithm in (8, 9, 10):  # the DDF layouts count all devices from the first
+            first, exponents = 0, {device: device for device in data}
+        else:
+            first = 0 if q is None else (q + 1) % self.devices
+            order = sorted(data, key=lambda device: (device - first) % self.devices)
+            exponents = {device: power for power, device in enumerate(order)}
+        return Row(tuple(data), p, q, exponents)
+
+    def _five(self, number: int) -> tuple[int, None, list[int]]:
+        turn = number % self.devices
+        p = {0: self.data - turn, 1: turn, 2: self.data - turn, 3: turn, 4: 0, 5: self.data}[self.algorithm]
+        if self.algorithm in (2, 3):
+            return p, None, [(p + 1 + at) % self.devices for at in range(self.data)]
+        return p, None, [device for device in range(self.devices) if device != p]
+
+    def _six(self, number: int) -> tuple[int, int, list[int]]:
+        devices, last = self.devices, self.devices - 1
+        if self.algorithm == 5:
+            return self.data, last, list(range(self.data))
+        if self.algorithm >= 16:  # those of raid5 on all devices but the last, which has Q
+            p, _, data = Striped(last, self.chunk, 1, self.algorithm - 16)._five(number)
+            return p, last, data
+        p = number % devices if self.algorithm == 8 else last - (number + (self.algorithm == 9)) % devices
+        if self.algorithm == 10:
+            return p, (p - 1) % devices, [(p + 1 + at) % devices for at in range(self.data)]
+        q = (p + 1) % devices
+        return p, q, [device for device in range(devices) if device not in (p, q)]
+
+
+def xor(blocks: Sequence[bytes]) -> bytes:
+    """Of blocks of the same length."""
+    total = 0
+    for block in blocks:
+        total ^= int.from_bytes(block, "little")
+    return total.to_bytes(len(blocks[0]), "little")
+
+
+def _double(value: int) -> int:
+    return (value << 1) ^ 0x11D if value & 0x80 else value << 1
+
+
+def _times(one: int, other: int) -> int:
+    """In GF(2**8) with the polynomial 0x11d."""
+    product = 0
+    while other:
+        if other & 1:
+            product ^= one
+        one, other = _double(one), other >> 1
+    return product
+
+
+@cache
+def _power(exponent: int) -> int:
+    value = 1
+    for _ in range(exponent % 255):
+        value = _double(value)
+    return value
+
+
+@cache
+def _table(factor: int) -> bytes:
+    return bytes(_times(byte, factor) for byte in range(256))
+
+
+@cache
+def _inverse(value: int) -> int:
+    return next(other for other in range(1, 256) if _times(value, other) == 1)
+
+
+def _q_of(row: Row, blocks: dict[int, bytes]) -> bytes:
+    return xor([blocks[device].translate(_table(_power(row.exponents[device]))) for device in row.data])
+
+
+def syndromes(row: Row, blocks: dict[int, bytes]) -> dict[int, bytes]:
+    """P, and Q if the row has it, by device, of all data blocks by device."""
+    found = {row.p: xor([blocks[device] for device in row.data])}
+    if row.q is not None:
+        found[row.q] = _q_of(row, blocks)
+    return found
+
+
+def recover(row: Row, blocks: dict[int, bytes]) -> dict[int, bytes] | None:
+    """All blocks of a row by device, of those that are there. None: too few are."""
+    lost = [device for device in row.data if device not in blocks]
+    whole = dict(blocks)
+    if len(lost) == 1 and row.p in blocks:
+        whole[lost[0]] = xor([blocks[row.p], *(blocks[device] for device in row.data if device in blocks)])
+    elif lost:
+        if row.q not in blocks or len(lost) > 1 + (row.p in blocks):
+            return None
+        _solve(row, whole, lost)
+    return syndromes(row, whole) | whole
+
+
+def _solve(row: Row, whole: dict[int, bytes], lost: list[int]) -> None:
+    """Fill in one or two lost data blocks with the help of Q."""
+    assert row.q is not None
+    zero = bytes(len(whole[row.q]))
+    known = {device: whole.get(device, zero) for device in row.data}
+    q = xor([whole[row.q], _q_of(row, known)])
+    one = _power(row.exponents[lost[0]])
+    if len(lost) == 1:
+        whole[lost[0]] = q.translate(_table(_inverse(one)))
+        return
+    other = _power(row.exponents[lost[1]])
+    p = xor([whole[row.p], *known.values()])
+    first = xor([q, p.translate(_table(other))]).translate(_table(_inverse(one ^ other)))
+    whole[lost[0]], whole[lost[1]] = first, xor([p, first])
