@@ -4,7 +4,8 @@ Arguments: those of `raid_params`. `raid_super` is what the metadata devices hol
 the ways of data, `raid_sync` is what goes on in the background.
 
 Not there, and refused: raid10's far and offset layouts, a journal, and all that changes the shape of a raid in place
-(takeover, reshape, `delta_disks`, `data_offset`). As in the kernel, raid10 needs metadata devices.
+(takeover, reshape, `delta_disks`, `data_offset`). A failed device comes back with a new table, not with a mere
+suspend and resume. As in the kernel, raid10 needs metadata devices.
 """
 
 from __future__ import annotations
@@ -64,6 +65,7 @@ class Raid(Target):
         args.shift()
         self.max_io_len = self.params.chunk or int(self.params.given.get("region_size", 0))
         self.members = [self._member(number, args) for number in range(devices)]
+        self.capacity = self.len
         self.persistent = any(member.meta for member in self.members)
         self.array = self._create_array()
         self._analyse_superblocks()
@@ -107,6 +109,8 @@ class Raid(Target):
                 raise self.refuse("Target length not divisible by number of data devices")
         if any(member.data and member.data.bdev.size < sectors for member in self.members):
             raise self.refuse("Component device(s) too small")
+        if chunk:  # md uses whole chunks of each device
+            self.capacity = min(self.len, sectors // chunk * data // max(copies, 1) * chunk)
         layout = copies | 1 << 8 if kind.level == 10 else kind.algorithm
         shape = (kind.level, layout, chunk)
         if copies:
@@ -145,7 +149,7 @@ class Raid(Target):
 
     def _check_new(self, freshest: Superblock | None) -> None:
         """Devices without superblock are all new, or to be rebuilt (`super_init_validation`)."""
-        there = [member for member in self.members if member.data and not member.faulty]
+        there = [member for member in self.members if member.meta and not member.faulty]
         new = [member for member in there if member.superblock is None]
         rebuilds = [member for member in there if not member.in_sync]
         for member in rebuilds:
@@ -179,10 +183,10 @@ class Raid(Target):
         if shape != array.shape or freshest.devices != len(self.members):
             self.log(f"superblock of {freshest.devices} devices of level, layout, chunk {shape}, not {array.shape}")
             raise self.refuse("takeover not possible")
-        if array.sync_max and freshest.array_sectors < self.len and freshest.resync_offset == MAX_SECTOR:
-            array.resync_at = freshest.array_sectors if array.sync_max == self.len else freshest.sectors
-        elif "nosync" not in self.params.given:
+        if "nosync" not in self.params.given:
             array.resync_at = freshest.resync_offset
+            if freshest.array_sectors < self.len and array.resync_at == MAX_SECTOR:
+                array.resync_at = freshest.array_sectors if array.sync_max == self.len else freshest.sectors
         array.events = max(freshest.events, 1)
         for member in self.members:
             superblock = member.superblock
@@ -236,7 +240,9 @@ class Raid(Target):
             self.array.flush(bio)
             return MapResult.SUBMITTED
         bio.per_bio.at = self.offset(bio.sector)
-        if bio.op is Op.READ:
+        if bio.per_bio.at + bio.nr_sectors > self.capacity:
+            return MapResult.KILL
+        if bio.op is Op.READ or self.params.kind.level == 0:
             return self.array.read(bio)
         self.array.write(bio)
         return MapResult.SUBMITTED
@@ -290,6 +296,7 @@ class Raid(Target):
         self.sync.frozen = action == "frozen"
         if action in ("idle", "frozen"):
             self.sync.interrupt()
+            self.sync.wake()
         elif self.sync.action:
             raise TargetError(errno.EBUSY)
         elif action in ("check", "repair"):

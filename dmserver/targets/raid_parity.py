@@ -164,9 +164,8 @@ class Parity(Array):
 
     def sync(self, start: int, end: int, action: str, done: Callable[[int], None]) -> None:
         chunk = self.geometry.chunk
-        pieces = [
-            (at, min(end, at + chunk - at % chunk)) for at in (start, *range(start - start % chunk + chunk, end, chunk))
-        ]
+        starts = [start, *range(start - start % chunk + chunk, end, chunk)] if start < end else []
+        pieces = [(at, min(end, at + chunk - at % chunk)) for at in starts]
         mismatches = 0
 
         def piece(at: int, end: int) -> Job:

@@ -119,9 +119,9 @@ class Bitmap:
         return image
 
     def load(self, image: bytes | bytearray) -> bool:
-        """Take the bits from the disk. False: that is no bitmap of this array."""
-        magic, version, _, _, _, sectors, _, chunk, *_ = _BITMAP.unpack_from(image)
-        if (magic, version, sectors, chunk) != (_BITMAP_MAGIC, _BITMAP_VERSION, self.sectors, self.region_size * 512):
+        """Take the bits from the disk; those of a smaller array will do. False: that is no bitmap of this one."""
+        magic, version, _, _, _, _, _, chunk, *_ = _BITMAP.unpack_from(image)
+        if (magic, version, chunk) != (_BITMAP_MAGIC, _BITMAP_VERSION, self.region_size * 512):
             return False
         bits = int.from_bytes(image[_BITMAP_HEADER:], "little")
         self.dirty = bytearray(bits >> at & 1 for at in range(len(self.dirty)))

@@ -42,7 +42,7 @@ class Sync:
 
     def thaw(self) -> None:
         """Do what there is to be done, from now on."""
-        self.frozen = False
+        self.frozen = self.array.unreadable = False
         self.wake()
 
     def wake(self) -> None:
@@ -106,32 +106,37 @@ class Sync:
     def _window(self, turn: int) -> None:
         array = self.array
         with self._lock:
-            if turn != self._turn or self._busy:
+            if turn != self._turn:
                 return
-            start, end = self.at, min(self.at + WINDOW, array.sync_max)
+            if self._busy:
+                self._later()
+                return
+            start, action, partly = self._next_start(), self.action, self._dirty_only
+            end = min(start + WINDOW, array.sync_max)
             self._busy = True
         array.target.hold()
-        if self._dirty_only and not self._is_dirty(start, end):
-            self._ended(turn, end, 0)
-            return
 
         def locked(claim: Claim) -> None:
-            array.sync(start, end, self.action or self.last, lambda found: synced(claim, found))
+            array.sync(start, end, action, lambda found: synced(claim, found))
 
         def synced(claim: Claim, found: int) -> None:
-            if self.last == "recover":
+            if action == "recover" and not array.unreadable:
                 for member in array.recovering:
                     member.recovered = end
-            elif self.last == "resync" and not self._dirty_only:
+            elif action == "resync" and not partly and not array.unreadable:
                 array.resync_at = end
             array.ranges.unlock(claim)
             self._ended(turn, end, found)
 
         array.ranges.lock(start, end, locked, exclusive=True)
 
-    def _is_dirty(self, start: int, end: int) -> bool:
-        bitmap = self.array.bitmap
-        return bitmap is None or any(bitmap.dirty[region] for region in bitmap.regions(start, end))
+    def _next_start(self) -> int:
+        """Where the next window begins: with `_dirty_only`, at the next that has a bit in the bitmap."""
+        bitmap, at = self.array.bitmap, self.at
+        if self._dirty_only and bitmap is not None:
+            region = bitmap.dirty.find(1, at // bitmap.region_size)
+            at = max(at, region * bitmap.region_size) if region >= 0 else self.array.sync_max
+        return at
 
     def _ended(self, turn: int, end: int, found: int) -> None:
         with self._lock:
@@ -142,7 +147,7 @@ class Sync:
             if current:
                 self.at = end
         if not current:
-            self.wake()
+            self.wake()  # nothing, if the next action has begun already
         elif self.array.unreadable:
             self.interrupt()
         elif end < self.array.sync_max and not self._pointless():
