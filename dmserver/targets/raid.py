@@ -180,7 +180,8 @@ class Raid(Target):
         if freshest.incompatible:
             raise self.refuse("Unable to assemble array: No incompatible feature flags supported yet")
         shape = (freshest.level, freshest.layout, freshest.chunk)
-        if shape != array.shape or freshest.devices != len(self.members):
+        count = len(self.members) if self.params.kind.level != 1 else freshest.devices  # mirrors may come and go
+        if shape != array.shape or freshest.devices != count:
             self.log(f"superblock of {freshest.devices} devices of level, layout, chunk {shape}, not {array.shape}")
             raise self.refuse("takeover not possible")
         if "nosync" not in self.params.given:

@@ -291,6 +291,20 @@ def test_a_raid_grows() -> None:
     assert read(device, 0, SIZE) == pattern(2, 0, SIZE)
 
 
+def test_mirrors_come_and_go() -> None:
+    bench, device = synced()
+    write(device, 0, pattern(2, 0, SIZE))
+    bench.load("r", (Raid, SIZE, "raid1 3 0 rebuild 2 3 1:2 1:0 1:3 1:1 1:5 1:4"))
+    assert status(device) == "raid1 3 AAa 0/4096 recover 0 0 -"
+    bench.work.advance(60)
+    assert status(device) == "raid1 3 AAA 4096/4096 idle 0 0 -"
+    bench.load("r", (Raid, SIZE, "raid1 1 0 2 1:5 1:4 1:3 1:1"))
+    bench.work.advance(60)
+    assert status(device) == "raid1 2 AA 4096/4096 idle 0 0 -"
+    assert "device-mapper: raid: raid device #2 now at position #0" in bench.mapper.events.lines
+    assert read(bench.disks[4], 0, SIZE) == pattern(2, 0, SIZE)
+
+
 def test_superblocks_that_do_not_fit() -> None:
     bench, device = synced()
     bench.remove(device)
