@@ -5,9 +5,11 @@ replies at once. A whole ioctl that came alone, as most do, takes the short way 
 there to the write (`_lone_ioctl`); everything else goes through the stream. Rules:
 
 1. A connection is busy with one message at a time, so replies come in order; one that waits (`parked`) holds up its
-   own connection only.
+   own connection only. So does one with many messages, which are handled some at a turn, and one with long texts, which
+   are parsed and written in a thread (`texts`).
 2. While it is parked, or while more than `HIGH_WATER` bytes of replies wait for the peer to read them, a connection
-   reads nothing: what a peer can make us keep is one message, one read and that much of replies.
+   reads nothing: what a peer can make us keep is one message, one read and that much of replies; of one who may only
+   look a small message (`READER_LIMIT`).
 3. What the peer has sent before it shut down its side is still answered; when it is gone altogether, a parked
    command is given up.
 4. The log tells who asked for what and what came of it, never the parameters of a table or a message: they may hold
@@ -24,11 +26,9 @@ import socket
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from struct import Struct
-from typing import Any
+from typing import Any, TypeVar
 
-from dmproto import proplib
-from dmproto.errors import BadMessage, BadPlist
-from dmproto.objects import describe
+from dmproto.errors import BadMessage
 from dmproto.stream import (
     NEED_DATA,
     BinaryRequest,
@@ -42,16 +42,23 @@ from dmproto.stream import (
 from .control.session import Cancel, Session
 from .host import Host
 from .loop import Loop
+from .texts import TextThread, decode, encode, failure, is_long
 
-__all__ = ["HIGH_WATER", "Policy", "Server"]
+__all__ = ["HIGH_WATER", "READER_LIMIT", "Policy", "Server"]
 
 #: Bytes of replies that may wait for the peer.
 HIGH_WATER = 1 << 20
 
+#: Bytes at which a message of one who may only look is refused: NetBSD's own limit.
+READER_LIMIT = 131072
+
 _READ = 1 << 16
-_IN, _GONE = select.EPOLLIN, select.EPOLLHUP | select.EPOLLERR
+_TURN = 128  #: messages that are handled before others have their turn
+_IN, _OUT, _GONE = select.EPOLLIN, select.EPOLLOUT, select.EPOLLHUP | select.EPOLLERR
 _ACCEPT_PAUSE = 0.1
 _UCRED = Struct("3i")
+
+_Result = TypeVar("_Result")
 
 _log = logging.getLogger("dmserver")
 
@@ -87,6 +94,7 @@ class Server:
         self.limit = limit
         self.binary_limit = binary_limit
         self.before_replies = before_replies
+        self.texts = TextThread(loop.call_soon_threadsafe)
         self.verbose = _log.isEnabledFor(logging.DEBUG)
         self._listener = listener
         self._policy = policy
@@ -99,6 +107,7 @@ class Server:
         self.loop.remove(self._listener.fileno())
         for connection in list(self._connections.values()):
             connection.shut_down()
+        self.texts.close()
 
     def _acceptable(self, events: int) -> None:
         while True:
@@ -146,6 +155,7 @@ class _Connection:
         "closing",
         "events",
         "fd",
+        "limit",
         "number",
         "out",
         "parked",
@@ -160,7 +170,8 @@ class _Connection:
         self.server = server
         self.fd = fd
         self.session = session
-        self.stream = RequestStream(plist_limit=server.limit, binary_limit=server.binary_limit)
+        self.limit = server.limit if session.privileged else min(server.limit, READER_LIMIT)
+        self.stream = RequestStream(plist_limit=self.limit, binary_limit=min(server.binary_limit, self.limit))
         self.out: list[bytes | memoryview] = []
         self.waiting: memoryview | None = None
         self.queued = 0
@@ -206,31 +217,29 @@ class _Connection:
         return True
 
     def _go_on(self) -> None:
-        """Handle what has arrived and send what has come of it."""
-        more = True
-        while more:
-            more = self._handle_messages()
-            if self.fd < 0 or not self._send():
-                return
-            more = more and self.queued < HIGH_WATER
-        self._wait()
+        """Handle what has arrived and send what has come of it, unless the connection is closed."""
+        more = self.fd >= 0 and self._handle_messages()
+        if self.fd >= 0 and self._send():
+            self._wait(more)
 
     def _handle_messages(self) -> bool:
-        """Handle the messages that are there; True when there may be more that must wait for the peer to read."""
-        while self.parked is None and not self.closing:
+        """Handle the messages that are there; True when there may be more, for which it is not yet time."""
+        for _ in range(_TURN):
+            if self.parked is not None or self.closing:
+                return False
             if self.queued >= HIGH_WATER:
                 return True
             event = self.stream.next_event()
             if event is NEED_DATA:
-                break
+                return False
             try:
                 self._handle(event)
             except Exception:
                 self._unforeseen()
-                break
+                return False
             if self.queued >= _READ and not self._send():
-                break
-        return False
+                return False
+        return True
 
     def _send(self) -> bool:
         """Write what there is; False when the peer is gone."""
@@ -257,13 +266,14 @@ class _Connection:
         self.waiting = memoryview(data)[written:] if left else None
         return True
 
-    def _wait(self) -> None:
+    def _wait(self, more: bool = False) -> None:
+        """Wait for the peer to send or to read; with `more` messages at hand, for our next turn."""
         if self.closing and not self.waiting and self.parked is None:
             self._close()
             return
-        events = select.EPOLLOUT if self.waiting else 0
-        if self.parked is None and not self.closing and self.queued < HIGH_WATER:
-            events |= select.EPOLLIN
+        events = _OUT if self.waiting or more else 0
+        if not more and self.parked is None and not self.closing and self.queued < HIGH_WATER:
+            events |= _IN
         if events != self.events:
             self.events = events
             self.server.loop.modify(self.fd, events)
@@ -302,12 +312,13 @@ class _Connection:
                 self.closing = True
 
     def _reply(self, data: bytes) -> None:
-        """The answer to the message at hand, at once or after it was parked."""
+        """The answer to the message at hand, at once or after it was parked. Then the loop goes on with the next one:
+        not within the command, of another connection, that ended the wait."""
         self.out.append(data)
         self.queued += len(data)
         if self.parked is not None:
             self.parked = None
-            self._go_on()
+            self.server.loop.call_soon_threadsafe(self._go_on)
 
     def _ioctl(self, number: int, buffer: bytes) -> None:
         self.number = number
@@ -320,26 +331,51 @@ class _Connection:
         self._reply(binary_reply(result, written))
 
     def _dictionary(self, message: PlistMessage | JsonMessage) -> None:
-        json = isinstance(message, JsonMessage)
+        if is_long(message):
+            self._meanwhile(lambda: decode(message, self.limit), lambda request: self._ask(message, request))
+        else:
+            self._ask(message, decode(message, self.limit))
 
+    def _ask(self, message: PlistMessage | JsonMessage, request: dict[str, Any] | BadMessage) -> None:
         def done(reply: dict[str, Any]) -> None:
             if self.server.verbose:
                 told = {key: reply.get(key) for key in ("command", "name", "uuid", "minor", "errno") if key in reply}
                 _log.debug("fd=%d %s", self.fd, told)
-            self._reply(_encode(reply, json))
-
-        try:
-            limit = self.server.limit
-            if isinstance(message, JsonMessage):
-                request = proplib.loads_json(message.data, max_size=limit)
+            if is_long(message, reply):
+                self._meanwhile(lambda: encode(reply, json=json), self._reply)
             else:
-                request = proplib.loads(message.data, flavour="kernel", max_size=limit)
-            if not isinstance(request, dict):
-                raise BadPlist(f"expected a dictionary, got {describe(request)}")
-        except BadMessage as wrong:
-            self._reply(_encode(_failure(wrong), json))
+                self._reply(encode(reply, json=json))
+
+        json = isinstance(message, JsonMessage)
+        if isinstance(request, BadMessage):
+            self._reply(encode(failure(request), json=json))
             return
-        self.parked = self.server.host.dictionary(self.session, request, done)
+        cancel = self.server.host.dictionary(self.session, request, done)
+        if cancel is not None:
+            self.parked = cancel
+
+    def _meanwhile(self, work: Callable[[], _Result], then: Callable[[_Result], None]) -> None:
+        """Park until the thread for texts has done `work`, then go on with its result."""
+
+        def here() -> None:
+            """Nothing to cancel: the result finds that nobody waits for it."""
+
+        def worked(result: _Result) -> None:
+            if self.parked is here:
+                self.parked = None
+                try:
+                    then(result)
+                except Exception:
+                    self._unforeseen()
+                else:
+                    self._go_on()
+
+        def failed() -> None:
+            if self.parked is here:
+                self._close()
+
+        self.parked = here
+        self.server.texts.run(work, worked, failed)
 
     def _malformed(self, event: Malformed) -> None:
         number = event.error.errno
@@ -347,17 +383,5 @@ class _Connection:
         if event.form == "binary":
             self._reply(binary_reply(-number, b""))
         else:
-            self._reply(_encode(_failure(event.error), event.form == "json"))
+            self._reply(encode(failure(event.error), json=event.form == "json"))
         self.closing = event.fatal
-
-
-def _failure(wrong: BadMessage) -> dict[str, Any]:
-    return {"errno": wrong.errno, "error": str(wrong)}
-
-
-def _encode(reply: dict[str, Any], json: bool) -> bytes:
-    dumps = proplib.dumps_json if json else proplib.dumps
-    try:
-        return dumps(reply)
-    except BadMessage as wrong:
-        return dumps(_failure(wrong))

@@ -7,7 +7,9 @@ import json
 import os
 import socket
 import struct
+import threading
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 from support.serving import Served, served
@@ -17,7 +19,7 @@ from dmproto.commands import BY_NAME
 from dmproto.records import Header, Message
 from dmproto.stream import binary_request
 from dmserver.client import Client, CommandError
-from dmserver.server import HIGH_WATER, Policy
+from dmserver.server import HIGH_WATER, READER_LIMIT, Policy
 
 
 @pytest.fixture
@@ -196,6 +198,105 @@ def test_a_reader_may_look_but_not_touch() -> None:
                 client.create("a")
             assert refused.value.errno == errno.EPERM
         assert server.exchange(binary("VERSION")) == struct.pack("<4siI", b"DMIO", -errno.EACCES, 0)
+
+
+def test_a_reader_may_not_send_what_takes_long_to_read() -> None:
+    with served(policy=Policy(admins=(), readers={os.geteuid()})) as server:
+        wrong, right = plists(server.exchange(plist("names", pad="x" * READER_LIMIT) + plist("names")))
+        assert (wrong["errno"], right["cmd_data"]) == (errno.E2BIG, [])
+        reply = server.exchange(binary_request(0xC138FD00, bytes(READER_LIMIT)))
+        assert reply == struct.pack("<4siI", b"DMIO", -errno.E2BIG, 0)
+
+
+def test_long_texts_are_answered_in_order(server: Served) -> None:
+    pad = "x" * (1 << 18)
+    reply = server.exchange(plist("names", pad=pad) + jsoned("names") + jsoned("names", pad=pad) + plist("names"))
+    end = reply.index(b"</plist>\n") + 9
+    (first,) = plists(reply[:end])
+    assert (first["pad"], first["cmd_data"]) == (pad, [])
+    short, long, rest = reply[end:].split(b"\n", 2)
+    assert (json.loads(short)["cmd_data"], json.loads(long)["pad"]) == ([], pad)
+    assert plists(rest)[0]["cmd_data"] == []
+
+
+def test_a_long_text_that_is_malformed_is_answered(server: Served) -> None:
+    wrong, right = plists(server.exchange(b"<plist>" + b"<array>" * (1 << 16) + b"</plist>" + plist("names")))
+    assert (wrong["errno"], right["cmd_data"]) == (errno.EIO, [])
+
+
+def test_a_long_text_holds_up_its_own_connection_only(server: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    go = threading.Event()
+    monkeypatch.setattr("dmserver.server.encode", lambda *_, **__: (go.wait(30) and b"told") or b"")
+    with server.connect() as slow, server.connect() as quick:
+        slow.sendall(plist("names", pad="x" * (1 << 18)))
+        quick.sendall(binary("VERSION"))
+        assert quick.recv(100).startswith(b"DMIO")
+        go.set()
+        assert slow.recv(100) == b"told"
+
+
+def test_what_fails_in_the_thread_ends_its_connection_only(server: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object) -> None:
+        raise RuntimeError("unforeseen")
+
+    monkeypatch.setattr("dmserver.server.decode", fail)
+    assert server.exchange(plist("names", pad="x" * (1 << 18))) == b""
+    monkeypatch.undo()
+    assert len(plists(server.exchange(plist("names", pad="x" * (1 << 18))))) == 1
+
+
+def test_a_peer_that_goes_while_its_text_is_read_is_forgotten(server: Served) -> None:
+    for _ in range(20):
+        with server.connect() as gone:
+            gone.sendall(jsoned("create", name="a", pad="x" * (1 << 18)))
+    with Client(server.path) as client:
+        assert client.names() in ([], [("a", 0)])
+
+
+def test_many_small_messages_are_all_answered(server: Served) -> None:
+    assert server.exchange(b"{}" * 5000 + jsoned("names")).count(b"\n") == 5001
+
+
+def test_peers_that_go_while_they_wait_leave_nothing_behind(server: Served) -> None:
+    with Client(server.path) as client:
+        client.create("a")
+        waiting = [server.connect() for _ in range(100)]
+        for peer in waiting:
+            peer.sendall(plist("waitevent", name="a", event_nr=0) * 3)
+        for peer in waiting:
+            peer.close()
+        while server.host.linux.waits:
+            assert client.names() == [("a", 0)]
+        client.remove("a")
+
+
+def test_a_peer_that_has_sent_its_last_byte_may_still_wait(server: Served) -> None:
+    with Client(server.path) as client, server.connect() as waiting:
+        client.create("a")
+        waiting.sendall(plist("waitevent", name="a", event_nr=0) * 2)
+        waiting.shutdown(socket.SHUT_WR)
+        while not server.host.linux.waits:
+            assert client.names() == [("a", 0)]
+        client.remove("a")
+        replies = plists(b"".join(iter(lambda: waiting.recv(1 << 16), b"")))
+        assert [reply.get("errno") for reply in replies] == [None, errno.ENXIO]
+
+
+def test_many_waits_behind_each_other_end_with_their_device(server: Served) -> None:
+    with Client(server.path) as client:
+        client.create("a")
+        waiting = [server.connect() for _ in range(200)]
+        for peer in waiting:
+            peer.sendall(binary("DEV_WAIT", name="a") * 2)
+            peer.shutdown(socket.SHUT_WR)
+        while len(server.host.linux.waits.get(server.host.mapper.devices[0], ())) < len(waiting):
+            assert client.names() == [("a", 0)]
+        client.remove("a")
+        for peer in waiting:
+            reply = b"".join(iter(partial(peer.recv, 1 << 16), b""))
+            assert reply.startswith(struct.pack("<4si", b"DMIO", 0))
+            assert reply.endswith(struct.pack("<4siI", b"DMIO", -errno.ENXIO, 12) + reply[-12:])
+            peer.close()
 
 
 def test_the_log_never_holds_parameters(caplog: pytest.LogCaptureFixture) -> None:
