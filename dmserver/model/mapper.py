@@ -119,6 +119,11 @@ class Mapper:
         del self.devices[dev.minor]
         self.minors.free(dev.minor)
         dev.removed = True
+        if dev.live and not dev.suspended:
+            for target in dev.live.targets:
+                target.presuspend()
+            for target in dev.live.targets:
+                target.postsuspend()
         for slot, table in enumerate(dev.slots):
             if table:
                 dev.slots[slot] = None
