@@ -7,12 +7,13 @@ import argparse
 import errno
 import logging
 import os
+import resource
 import signal
 import socket
 import stat
 import sys
-from contextlib import ExitStack
-from typing import TYPE_CHECKING, get_args
+from contextlib import ExitStack, suppress
+from typing import TYPE_CHECKING, ClassVar, get_args
 
 from .bridge.join import Doorway, bridge_path
 from .client import default_socket
@@ -108,6 +109,7 @@ def _dead(path: str) -> bool:
     if not stat.S_ISSOCK(os.lstat(path).st_mode):
         return False
     with socket.socket(socket.AF_UNIX) as probe:
+        probe.setblocking(False)  # one that is too busy to listen is alive
         try:
             probe.connect(path)
         except ConnectionRefusedError:
@@ -142,11 +144,19 @@ def notify(state: str) -> None:
                 _log.warning("NOTIFY_SOCKET %s: %s", path, failure.strerror)
 
 
+class _Lines(logging.Formatter):
+    """One line a message: control characters, of a client's names say, are written as escapes."""
+
+    _ESCAPES: ClassVar = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160), 0x2028, 0x2029)}
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return super().formatMessage(record).translate(self._ESCAPES)
+
+
 def main(options: argparse.Namespace) -> int:
-    logging.basicConfig(
-        level=logging.DEBUG if options.verbose else logging.INFO,
-        format="%(asctime)s %(levelname)s %(name)s %(message)s",
-    )
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Lines("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    logging.basicConfig(level=logging.DEBUG if options.verbose else logging.INFO, handlers=[handler])
     try:
         return _serve(options)
     except (OSError, ValueError, LookupError, ImportError) as failure:
@@ -155,7 +165,10 @@ def main(options: argparse.Namespace) -> int:
 
 
 def _serve(options: argparse.Namespace) -> int:
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a descriptor for each client, and no select(2)
     with ExitStack() as stack:
+        path, listener = _listener(options, stack)
         loop = Loop()
         stack.callback(loop.close)
         host = make_host(options)
@@ -165,7 +178,6 @@ def _serve(options: argparse.Namespace) -> int:
             store.restore()
             stack.callback(store.save)
         host.mapper.events.on_log(logging.getLogger("dmserver.kernel").info)
-        path, listener = _listener(options, stack)
         policy = Policy(admins={0, os.geteuid(), *options.allow_uid}, readers=set(options.allow_read_uid))
         server = Server(
             host,
@@ -195,10 +207,22 @@ def _listener(options: argparse.Namespace, stack: ExitStack) -> tuple[str, socke
         stack.callback(listener.close)
         return listener.getsockname(), listener
     path: str = options.socket or default_socket()
-    listener = listen(path, everyone=bool(options.allow_uid or options.allow_read_uid))
-    stack.callback(os.unlink, path)
+    return path, _own(path, stack, everyone=bool(options.allow_uid or options.allow_read_uid))
+
+
+def _own(path: str, stack: ExitStack, *, everyone: bool) -> socket.socket:
+    """Listen at `path`; afterwards it is gone, unless somebody else's socket has taken its place."""
+    listener = listen(path, everyone=everyone)
+    made = os.stat(path)
+
+    @stack.callback
+    def remove() -> None:
+        with suppress(FileNotFoundError):
+            if os.path.samestat(made, os.lstat(path)):
+                os.unlink(path)
+
     stack.callback(listener.close)
-    return path, listener
+    return listener
 
 
 def _open_doors(options: argparse.Namespace, host: Host, stack: ExitStack) -> None:
@@ -235,7 +259,5 @@ def _open_doorway(
         for bridge in bridges:
             bridge.close()
 
-    at = bridge_path(path)
-    doorway = Doorway(loop, listen(at, everyone=bool(options.allow_uid)), supervise, policy.admins.__contains__)
-    stack.callback(os.unlink, at)
-    stack.callback(doorway.close)
+    listener = _own(bridge_path(path), stack, everyone=bool(options.allow_uid))
+    stack.callback(Doorway(loop, listener, supervise, policy.admins.__contains__).close)

@@ -65,33 +65,29 @@ class Store:
     def save(self) -> None:
         """Write the file."""
         changes = self._host.changes
-        temporary = self._path.with_name(f".{self._path.name}.new")
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        with open(fd, "w") as file:
-            json.dump(self._state(), file, separators=(",", ":"))
-            file.flush()
-            os.fsync(fd)
-        os.replace(temporary, self._path)
-        _sync_directory(self._path.parent)
+        _write(self._path, json.dumps(self._state(), separators=(",", ":")).encode())
         self._saved = changes
 
     def restore(self) -> None:
-        """Make what the file tells; nothing when there is none. What cannot be made is logged, and the rest is.
+        """Make what the file tells; nothing when there is none. What cannot be made is logged, and the rest is; then
+        the file is also kept beside, as FILE.rejected, since the next change writes it anew.
 
         ValueError for a file that is no state, or of a newer format.
         """
         try:
-            text = self._path.read_text()
+            text = self._path.read_bytes()
         except FileNotFoundError:
             return
         try:
             state = json.loads(text)
-            known = state["format"] == FORMAT
-        except (ValueError, KeyError, TypeError):
-            raise ValueError(f"{self._path}: not a state file") from None
-        if not known:
-            raise ValueError(f"{self._path}: format {state['format']!r}, expected {FORMAT}")
-        _Restorer(self._host, state).run()
+            found = state["format"]
+            whole = found == FORMAT and _Restorer(self._host, state).run()
+        except (ValueError, LookupError, TypeError, AttributeError) as wrong:
+            raise ValueError(f"{self._path}: not a state file ({type(wrong).__name__}: {wrong})") from wrong
+        if found != FORMAT:
+            raise ValueError(f"{self._path}: format {found!r}, expected {FORMAT}")
+        if not whole:
+            _write(self._path.with_name(f"{self._path.name}.rejected"), text)
         self._saved = self._host.changes
 
     def _state(self) -> State:
@@ -141,6 +137,19 @@ def _is_whole(path: str) -> bool:
     return len(to_bytes(path)) < MAX_DEV_NAME - 1
 
 
+def _write(path: Path, text: bytes) -> None:
+    """Replace a file by another, all at once; it is its owner's alone."""
+    temporary = path.with_name(f".{path.name}.new")
+    temporary.unlink(missing_ok=True)
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with open(fd, "wb") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(fd)
+    os.replace(temporary, path)
+    _sync_directory(path.parent)
+
+
 def _sync_directory(path: Path) -> None:
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -157,8 +166,10 @@ class _Restorer:
         self._mapper = host.mapper
         self._state = state
         self._pending: dict[int, State] = {}
+        self._whole = True
 
-    def run(self) -> None:
+    def run(self) -> bool:
+        """Whether all could be made. ValueError, LookupError, TypeError or AttributeError: this is no state."""
         for saved in self._state["disks"]:
             self._try(f"disk {saved['path']}", partial(self._mapper.disks.adopt, saved["path"], tuple(saved["dev"])))
         for minor in sorted(saved["minor"] for saved in self._state["devices"]):
@@ -169,6 +180,7 @@ class _Restorer:
             self._pending[device.minor] = saved
         while self._pending:
             self._device(*next(iter(self._pending.items())))
+        return self._whole
 
     def _device(self, minor: int, saved: State) -> None:
         del self._pending[minor]
@@ -228,3 +240,4 @@ class _Restorer:
             make()
         except (OSError, ValueError, LookupError, TargetError) as failure:
             _log.error("restoring %s: %s", what, failure)
+            self._whole = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -12,6 +13,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from subprocess import Popen
 
@@ -20,6 +22,7 @@ from support.serving import program, short_directory
 
 from dmproto import proplib
 from dmserver.client import Client, CommandError
+from dmserver.serve import listen
 
 RECORDED = Path(__file__).parents[2] / "specs/vectors/linux"
 
@@ -74,6 +77,87 @@ def test_the_socket_of_a_dead_server_is_replaced_a_live_one_is_not(directory: Pa
             assert str(path) in second.stderr.read()
         with Client(str(path)) as client:
             assert client.names() == []
+
+
+def test_a_server_that_may_not_start_leaves_the_others_state_alone(directory: Path) -> None:
+    arguments = ["--socket", str(directory / "s"), "--state", str(directory / "state")]
+    with program(*arguments, "--pdev", "/dev/ram0=ram:1M") as process:
+        ready(process)
+        with Client(str(directory / "s")) as client:
+            client.create("a")
+            client.reload("a", [(0, 8, "linear", "/dev/ram0 0")])
+        before = (directory / "state").read_bytes()
+        with program(*arguments) as second:
+            assert second.wait(30) == 1
+        assert (directory / "state").read_bytes() == before
+
+
+def test_a_socket_whose_backlog_is_full_is_alive(directory: Path) -> None:
+    path = directory / "s"
+    with socket.socket(socket.AF_UNIX) as busy, ExitStack() as stack:
+        busy.bind(str(path))
+        busy.listen(0)
+        for _ in range(2):
+            peer = stack.enter_context(socket.socket(socket.AF_UNIX))
+            peer.setblocking(False)
+            with suppress(BlockingIOError):
+                peer.connect(str(path))
+        with pytest.raises(OSError, match="in use"):
+            listen(str(path), everyone=False)
+
+
+def test_another_servers_socket_at_the_same_place_is_left_alone(directory: Path) -> None:
+    path = directory / "s"
+    with program("--socket", str(path)) as process:
+        ready(process)
+        path.unlink()
+        (directory / "s.bridge").unlink()
+        path.write_text("another's")
+        process.terminate()
+        assert process.wait(30) == 0
+    assert path.read_text() == "another's"
+
+
+@pytest.mark.parametrize(("options", "mode"), [([], 0o600), (["--allow-read-uid", "1"], 0o666)])
+def test_who_may_open_the_sockets(directory: Path, options: list[str], mode: int) -> None:
+    with program("--socket", str(directory / "s"), *options) as process:
+        ready(process)
+        assert stat.S_IMODE((directory / "s").stat().st_mode) == mode
+        assert stat.S_IMODE((directory / "s.bridge").stat().st_mode) == 0o600
+
+
+def test_names_cannot_forge_lines_of_the_log(directory: Path) -> None:
+    path = str(directory / "s")
+    name = "a\n2026-01-01 00:00:00 INFO dmserver forged\x1b[2J"
+    with program("--socket", path, "-v", "--personality", "linux") as process:
+        ready(process)
+        with Client(path) as client:
+            client.create(name)
+            client.create("b")
+            with pytest.raises(CommandError):
+                client.rename("b", name)
+        process.terminate()
+        assert process.stderr is not None
+        log = process.stderr.read()
+    assert "Unable to change name" in log
+    assert "\n2026-01-01 00:00:00" not in log
+    assert "\x1b" not in log
+
+
+def test_more_clients_than_there_are_descriptors(directory: Path) -> None:
+    path = str(directory / "s")
+    with program("--socket", path) as process, ExitStack() as stack:
+        ready(process)
+        resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (32, 32))
+        first = stack.enter_context(Client(path))
+        assert first.names() == []
+        many = [stack.enter_context(socket.socket(socket.AF_UNIX)) for _ in range(100)]
+        for peer in many:
+            peer.connect(path)
+        assert first.names() == []
+        for peer in many:
+            peer.close()
+        assert stack.enter_context(Client(path)).names() == []
 
 
 def test_a_file_that_is_no_socket_is_left_alone(directory: Path) -> None:

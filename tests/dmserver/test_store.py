@@ -107,6 +107,21 @@ def test_what_cannot_be_made_is_logged_and_the_rest_comes_back(
     assert ask(without_disk, "pdevs")["cmd_data"] == []
     without_disk.close()
 
+    kept = tmp_path / "state.rejected"
+    assert kept.read_bytes() == (tmp_path / "state").read_bytes()
+    assert stat.S_IMODE(kept.stat().st_mode) == 0o600
+
+
+def test_what_a_crash_left_of_a_new_file_is_of_no_account(tmp_path: Path) -> None:
+    precious = tmp_path / "precious"
+    precious.write_text("precious")
+    (tmp_path / ".state.new").symlink_to(precious)
+    host = Host()
+    Store(str(tmp_path / "state"), host).save()
+    host.close()
+    assert json.loads((tmp_path / "state").read_text())["devices"] == []
+    assert precious.read_text() == "precious"
+
 
 def test_the_file_is_replaced_whole_and_is_its_owners_alone(tmp_path: Path) -> None:
     path = tmp_path / "state"
@@ -150,12 +165,16 @@ def test_there_is_a_file_of_the_present_format() -> None:
         ("", "not a state file"),
         ("{}", "not a state file"),
         ("[1]", "not a state file"),
+        ("\udcff", "not a state file"),
+        ('{"format": 1}', "not a state file"),
+        ('{"format": 1, "disks": [], "devices": [1]}', "not a state file"),
+        ('{"format": 1, "disks": [], "devices": [{"minor": 0, "name": null}]}', "not a state file"),
         ('{"format": 99}', "format 99, expected 1"),
     ],
 )
 def test_a_bad_file_is_refused(text: str, complaint: str, tmp_path: Path) -> None:
     path = tmp_path / "state"
-    path.write_text(text)
+    path.write_text(text, errors="surrogateescape")
     host = Host()
     with pytest.raises(ValueError, match=complaint):
         Store(str(path), host).restore()
