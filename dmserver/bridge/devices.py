@@ -11,8 +11,6 @@ from dmserver.model.dm_dev import DmDev
 from dmserver.model.mapper import Mapper
 from dmserver.targets.registry import TargetRegistry
 
-from .sysfs import slaves_of
-
 __all__ = ["Devices"]
 
 
@@ -55,11 +53,22 @@ class Devices:
     def holders_of(self, device: BlockDevice) -> Iterator[BlockDevice]:
         """The mapped devices whose tables hold `device`."""
         for mapped in self.mapped():
-            if any(slave is device for slave in slaves_of(mapped)):
+            if any(slave is device for slave in self.slaves_of(mapped)):
                 yield mapped
+
+    def slaves_of(self, device: BlockDevice) -> Iterator[BlockDevice]:
+        """The devices with a node that the tables of a mapped device hold, each once."""
+        if isinstance(device, DmDev):
+            held = {pdev.bdev.dev: pdev.bdev for table in device.slots if table for pdev in table.pdevs}
+            yield from (bdev for bdev in held.values() if not (isinstance(bdev, Disk) and _is_file(bdev)))
 
     def named(self) -> Iterator[DmDev]:
         """Mapped devices whose node /dev/mapper/NAME udev would make."""
         for device in self.mapped():
             if device.name and device.live and device.minor not in self.library_made:
                 yield device
+
+
+def _is_file(disk: Disk) -> bool:
+    """It stands in tables under the path of its backing, which is no node."""
+    return disk.backing == disk.path and not disk.is_device

@@ -177,7 +177,7 @@ def _links(target: str) -> Callable[[Namespace, bytes], Dir]:
     def directory(space: Namespace, name: bytes) -> Dir:
         def entries() -> Mapping[bytes, Node]:
             return {
-                **_hidden("/sys/block", space),
+                **_hidden_names(space),
                 **{n: Link(target.encode() + n) for n in (kernel_name(d).encode() for d in space.devices)},
             }
 
@@ -186,14 +186,27 @@ def _links(target: str) -> Callable[[Namespace, bytes], Dir]:
     return directory
 
 
-def _hidden(directory: str, space: Namespace) -> dict[bytes, Node]:
-    """The kernel's own mapped devices, and its devices of our numbers."""
-    ours = f"{space.devices.major}:".encode()
+def _natives(space: Namespace) -> dict[bytes, bytes]:
+    """The kernel's own devices of our major, which nobody sees here: their names by MAJ:MIN."""
+    directory, ours = b"/sys/dev/block/", b"%d:" % space.devices.major
     try:
-        names = os.listdir(os.fsencode(directory))
+        numbers = [number for number in os.listdir(directory) if number.startswith(ours)]
+        return {number: os.path.basename(os.readlink(directory + number)) for number in numbers}
     except OSError:
         return {}
-    return {name: ABSENT for name in names if name.startswith((b"dm-", ours))}
+
+
+def _hidden_names(space: Namespace) -> dict[bytes, Node]:
+    """The kernel's own mapped devices, and its devices of our numbers."""
+    try:
+        mapped = [name for name in os.listdir(b"/sys/block") if name.startswith(b"dm-")]
+    except OSError:
+        mapped = []
+    return dict.fromkeys([*mapped, *_natives(space).values()], ABSENT)
+
+
+def _is_hidden(space: Namespace, name: bytes) -> bool:
+    return name.startswith(b"dm-") or name in _natives(space).values()
 
 
 def _numbers(target: str) -> Callable[[Namespace, bytes], Dir]:
@@ -202,7 +215,7 @@ def _numbers(target: str) -> Callable[[Namespace, bytes], Dir]:
     def directory(space: Namespace, name: bytes) -> Dir:
         def entries() -> Mapping[bytes, Node]:
             return {
-                **_hidden("/sys/dev/block", space),
+                **dict.fromkeys(_natives(space), ABSENT),
                 **{b"%d:%d" % d.dev: Link(f"{target}{kernel_name(d)}".encode()) for d in space.devices},
             }
 
@@ -235,7 +248,7 @@ def _name(target: str) -> Callable[[Namespace, bytes], Node | None]:
     def link(space: Namespace, name: bytes) -> Node | None:
         if _device_of_name(space, name):
             return Link(target.encode() + name)
-        return ABSENT if name.startswith(b"dm-") else None
+        return ABSENT if _is_hidden(space, name) else None
 
     return link
 
@@ -243,15 +256,15 @@ def _name(target: str) -> Callable[[Namespace, bytes], Node | None]:
 def _block_dir(space: Namespace, name: bytes) -> Node | None:
     device = _device_of_name(space, name)
     if device is not None:
-        return block_directory(device, space.devices.holders_of)
-    return ABSENT if name.startswith(b"dm-") else None
+        return block_directory(device, space.devices)
+    return ABSENT if _is_hidden(space, name) else None
 
 
 def _block_dirs(space: Namespace, name: bytes) -> Dir:
     def entries() -> Mapping[bytes, Node]:
-        found: dict[bytes, Node] = dict(_hidden("/sys/devices/virtual/block", space))
+        found = _hidden_names(space)
         for device in space.devices:
-            found[kernel_name(device).encode()] = block_directory(device, space.devices.holders_of)
+            found[kernel_name(device).encode()] = block_directory(device, space.devices)
         return found
 
     return Dir(entries, overlay=True)

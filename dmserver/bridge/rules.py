@@ -7,7 +7,7 @@ name), or of the bridge itself.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from .seccomp import build_filter
 from .syscalls import machine
@@ -21,8 +21,7 @@ LOOP_TYPE = 0x4C
 IOCTL_TYPES = {DM_TYPE: 1, 0x12: 2, 0x03: 2, LOOP_TYPE: 2, 0x02: 3, 0x53: 3}
 
 
-@dataclass(frozen=True, slots=True)
-class SyscallRule:
+class SyscallRule(NamedTuple):
     """One row: from which rung on, which system calls, what is answered, and who answers."""
 
     rung: int

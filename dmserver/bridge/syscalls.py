@@ -6,10 +6,10 @@ Sources: arch/x86/entry/syscalls/syscall_64.tbl, include/uapi/asm-generic/unistd
 
 from __future__ import annotations
 
-import platform
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from struct import Struct
+from typing import NamedTuple
 
 __all__ = ["AT_FDCWD", "MACHINES", "SYSCALLS", "Machine", "machine"]
 
@@ -73,8 +73,7 @@ SYSCALLS: dict[str, tuple[int | None, int | None]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Machine:
+class Machine(NamedTuple):
     """One machine. `stat` packs `struct stat`; `stat_order` names its fields in order."""
 
     name: str
@@ -114,7 +113,7 @@ MACHINES = {
 
 def machine() -> Machine:
     """This machine. OSError when the bridge does not know it."""
-    name = platform.machine()
+    name = os.uname().machine
     if name not in MACHINES:
         raise OSError(f"machine {name}: the bridge knows {', '.join(MACHINES)}")
     return MACHINES[name]

@@ -10,7 +10,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
 
 from dmserver.io.blockdev import BlockDevice
 from dmserver.io.disks import LOOP_MAJOR
@@ -18,7 +19,10 @@ from dmserver.model.dm_dev import DmDev
 
 from .nodes import Dir, File, Link, Node
 
-__all__ = ["block_directory", "kernel_name", "read_ahead_sectors", "slaves_of"]
+if TYPE_CHECKING:
+    from .devices import Devices
+
+__all__ = ["block_directory", "kernel_name", "read_ahead_sectors"]
 
 READ_AHEAD_SECTORS = 256
 UNLIMITED = 4294966784  # the largest multiple of 512 in 32 bits
@@ -34,14 +38,7 @@ def read_ahead_sectors(device: BlockDevice) -> int:
     return max(READ_AHEAD_SECTORS, device.limits.io_opt * 2 // 512)
 
 
-def slaves_of(device: BlockDevice) -> Iterator[BlockDevice]:
-    """The devices that the tables of a mapped device hold, each once."""
-    if isinstance(device, DmDev):
-        held = {pdev.bdev.dev: pdev.bdev for table in device.slots if table for pdev in table.pdevs}
-        yield from held.values()
-
-
-def block_directory(device: BlockDevice, holders: Callable[[BlockDevice], Iterator[BlockDevice]]) -> Dir:
+def block_directory(device: BlockDevice, devices: Devices) -> Dir:
     """/sys/devices/virtual/block/NAME."""
 
     def entries() -> Mapping[bytes, Node]:
@@ -51,8 +48,8 @@ def block_directory(device: BlockDevice, holders: Callable[[BlockDevice], Iterat
             b"bdi": Link(f"../../bdi/{major}:{minor}".encode()),
             b"subsystem": Link(b"../../../../class/block"),
             b"queue": Dir(lambda: _files(_queue(device))),
-            b"slaves": Dir(lambda: _links(slaves_of(device))),
-            b"holders": Dir(lambda: _links(holders(device))),
+            b"slaves": Dir(lambda: _links(devices.slaves_of(device))),
+            b"holders": Dir(lambda: _links(devices.holders_of(device))),
             **_own(device),
         }
 

@@ -56,7 +56,8 @@ class Disk(BlockDevice):
         self.backing = backing
         self.read_only = read_only
         self._ram = -1
-        self._is_device = False
+        #: The backing is a block device.
+        self.is_device = False
         self.fd = -1
         if backing.startswith("ram:"):
             size = parse_size(backing[4:])
@@ -77,7 +78,7 @@ class Disk(BlockDevice):
             return found.st_size // SECTOR_SIZE
         if not stat.S_ISBLK(found.st_mode):
             raise OSError(errno.ENOTBLK, "neither a file nor a block device", self.backing)
-        self._is_device = True
+        self.is_device = True
         fd = os.open(self.backing, os.O_RDONLY | os.O_CLOEXEC)
         try:
             return os.lseek(fd, 0, os.SEEK_END) // SECTOR_SIZE
@@ -158,7 +159,7 @@ class Disk(BlockDevice):
 
     def holds(self, sector: int, nr_sectors: int) -> bool:
         """Whether the backing is long enough for these sectors right now; a file may have shrunk."""
-        return os.fstat(self.fd).st_size >= (sector + nr_sectors) * SECTOR_SIZE or self._is_device
+        return os.fstat(self.fd).st_size >= (sector + nr_sectors) * SECTOR_SIZE or self.is_device
 
     def allocation(self, sector: int, nr_sectors: int) -> Iterator[tuple[int, bool]]:
         """The sectors as runs of (bytes, whether it is a hole), as far as the backing can tell."""

@@ -43,6 +43,25 @@ def test_refusals(dm_run: Run, image: Path) -> None:
     assert done.stderr.count("losetup:") >= 2
 
 
+@needs("kpartx")
+@needs("sfdisk")
+def test_partitions_of_a_file(dm_run: Run, image: Path) -> None:
+    script = """printf '2048,4096\\n8192,\\n' | sfdisk -q disk.img
+    kpartx -a disk.img; dmsetup ls | sort; loop=$(losetup -nO NAME)
+    kpartx -d $loop; dmsetup ls; losetup -d $loop; losetup -a"""
+    stdout = dm_run("sh", "-c", script, cwd=image.parent).stdout
+    loop = stdout.split("p1")[0]
+    assert stdout == f"{loop}p1\t(253:0)\n{loop}p2\t(253:1)\nNo devices found\n"
+
+
+@needs("lsblk")
+def test_devices_over_files_are_listed(dm_run: Run, image: Path) -> None:
+    script = """dmsetup create vol --table '0 2048 linear disk.img 0'
+    lsblk -nr -o NAME,TYPE,SIZE | grep vol; grep -l ^253: /sys/block/*/dev /sys/class/block/*/dev"""
+    lines = dm_run("sh", "-c", script, cwd=image.parent).stdout.splitlines()
+    assert lines == ["vol dm 1M", "/sys/block/dm-0/dev", "/sys/class/block/dm-0/dev"]
+
+
 @needs("cryptsetup")
 @needs("mkfs.ext4")
 def test_luks_in_a_file(dm_run: Run, image: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
@@ -26,16 +27,22 @@ INTERPRETERS = (sys.executable, "/usr/bin/python3", "/usr/local/bin/python3")
 
 def as_nobody(*argv: str) -> subprocess.CompletedProcess[str]:
     """Run Python as an ordinary user; root's own interpreter may be out of his reach."""
+    for interpreter in INTERPRETERS:
+        if nobody_may_run(interpreter):
+            return _drop(interpreter, *argv)
+    pytest.skip("no interpreter that an ordinary user may run, with the packages")
+
+
+@functools.cache
+def nobody_may_run(interpreter: str) -> bool:
+    return _drop(interpreter, "-c", CHECK).returncode == 0
+
+
+def _drop(*argv: str) -> subprocess.CompletedProcess[str]:
     drop = ["setpriv", "--reuid", NOBODY, "--regid", NOBODY, "--clear-groups"]
     packages = [path for path in sys.path if path.endswith("site-packages")]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent), *packages]), "HOME": "/tmp"}
-    for interpreter in INTERPRETERS:
-        works = subprocess.run([*drop, interpreter, "-c", CHECK], env=env, cwd="/tmp", capture_output=True, check=False)
-        if works.returncode == 0:
-            break
-    else:
-        pytest.skip("no interpreter that an ordinary user may run, with the packages")
-    return subprocess.run([*drop, interpreter, *argv], env=env, cwd="/tmp", capture_output=True, text=True, check=False)
+    return subprocess.run([*drop, *argv], env=env, cwd="/tmp", capture_output=True, text=True, check=False)
 
 
 def compare(file: str, outcomes: list[Outcome]) -> None:
