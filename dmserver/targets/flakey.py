@@ -82,7 +82,9 @@ class Flakey(Target):
             return
         count = self._read(lambda: args.group(0, 6), "Invalid number of feature args")
         end = len(args) - count
-        while len(args) > end:
+        while len(args) != end:  # corrupt_bio_byte may have taken too many
+            if not args:
+                raise self.refuse("Insufficient feature arguments")
             feature = args.shift().lower()
             if feature in ("drop_writes", "error_writes"):
                 if self.writes == feature:

@@ -20,6 +20,8 @@ def test_recorded_constructors() -> None:
         ("1:0 0 0 0", "Total (up + down) interval is zero"),
         ("1:0 0 4294967295 2", "Interval overflow"),
         ("1:0 0 1 1 2 drop_writes drop_writes", "Feature drop_writes duplicated"),
+        ("1:0 0 1 1 2 corrupt_bio_byte 1 r 1 0", "Insufficient feature arguments"),
+        ("1:0 0 1 1 3 corrupt_bio_byte 1 r 1 0 drop_writes", "Insufficient feature arguments"),
         ("1:0 0 1 1 1 corrupt_bio_byte", "Feature corrupt_bio_byte requires parameters"),
         ("1:0 0 1 1 1 bogus", "Unrecognised flakey feature requested"),
         ("1:0 0 1 1 5 corrupt_bio_byte 1 w 256 0", "Invalid corrupt value to write into bio byte (0-255)"),
