@@ -217,7 +217,7 @@ class Call:
                 del buffer[size:]
                 reply = bytes(buffer)
             else:
-                reply = VERSION_BYTES
+                reply = b"" if self.secure else VERSION_BYTES
         if self.secure:
             reply = reply.ljust(self.size, b"\0")
         self.done(result, reply)

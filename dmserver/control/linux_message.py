@@ -30,6 +30,7 @@ def target_message(call: Call) -> None:
     if not argv:
         raise Refusal(errno.EINVAL, "Empty message received.")
     (sector,) = _SECTOR.unpack_from(call.buffer, start)
+    call.result_room()
     to_core = argv[0].startswith("@")
     answer = _core_message(call, device, argv) if to_core else _to_target(call, device, sector, argv)
     call.status(device)
@@ -55,14 +56,23 @@ def _core_message(call: Call, device: DmDev, argv: list[str]) -> str | None:
             raise Refusal(errno.EINVAL, "Invalid arguments for @cancel_deferred_remove")
         device.deferred_remove = False
         return None
+    if device.has_disk and device.request_based:
+        call.control.complain("stats: Statistics are only supported for bio-based devices")
+        raise Refusal(errno.EOPNOTSUPP)
     handler = STATS_MESSAGES.get(argv[0].lower())
     if handler is not None:
         try:
-            return handler(device, argv[1:], call.result_room())
+            answer = handler(device, argv[1:], call.result_room())
         except ValueError:
             call.control.complain(f"stats: Invalid parameters for message {argv[0]}")
             raise Refusal(errno.EINVAL) from None
+        return _untouched(call) if answer == "" else answer
     raise Refusal(errno.EINVAL, f"Unsupported message sent to DM core: {argv[0]}")
+
+
+def _untouched(call: Call) -> str:
+    """What a reply says into which nothing was written: the first bytes of the request's data, the sector above all."""
+    return to_text(call.text_from(call.data_start) or b"")
 
 
 def _to_target(call: Call, device: DmDev, sector: int, argv: list[str]) -> str | None:

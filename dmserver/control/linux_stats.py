@@ -26,7 +26,7 @@ INT_MAX = 0x7FFFFFFF
 ULONG_MAX = 0xFFFFFFFFFFFFFFFF
 
 _RANGE = re.compile(r"\s*(\d+)\+\s*(\d+)\Z", re.ASCII)
-_ID = re.compile(r"\s*(\d+)\Z", re.ASCII)
+_ID = re.compile(r"\s*(-?\d+)\Z", re.ASCII)
 
 
 def _create(device: DmDev, argv: Sequence[str], room: int) -> str:
@@ -43,7 +43,8 @@ def _create(device: DmDev, argv: Sequence[str], room: int) -> str:
         raise ValueError(f"unexpected {words[0]!r}")
     if len(str(INT_MAX)) + 1 >= room:
         return " " * room  # it must be sure that the reply with the id fits
-    if -(-(end - start) // step) > MAX_AREAS or len(boundaries) > MAX_HISTOGRAM_ENTRIES:
+    areas = -(-(end - start) // step)
+    if areas > MAX_AREAS or areas * (len(boundaries) + 1) > MAX_HISTOGRAM_ENTRIES:
         raise Refusal(errno.EOVERFLOW)
     region = device.count_io().create(
         start, end, step, precise=precise, boundaries=boundaries, program_id=program_id, aux_data=aux_data
@@ -109,9 +110,10 @@ def _boundaries(text: str) -> tuple[int, ...]:
 
 def _find(device: DmDev, text: str) -> Region:
     match = _ID.match(text)
-    if match is None or int(match[1]) > INT_MAX:
+    region_id = int(match[1]) & 0xFFFFFFFF if match else -1
+    if not 0 <= region_id <= INT_MAX:
         raise ValueError(f"{text!r}: expected an id")
-    region = device.stats.find(int(match[1])) if device.stats else None
+    region = device.stats.find(region_id) if device.stats else None
     if region is None:
         raise Refusal(errno.ENOENT)
     return region
@@ -199,7 +201,7 @@ def _counters(device: DmDev, region: Region, first: int, last: int) -> str:
             start = region.start + index * region.step
             area = region.area(index)
             stats.round(area)
-            lines.append(f"{start}+{min(region.end - start, region.step)} {_numbers(region, area)}\n")
+            lines.append(f"{start}+{region.step} {_numbers(region, area)}\n")  # the last may be shorter
     return "".join(lines)
 
 

@@ -118,13 +118,13 @@ def _admit(call: Call, table: DmTable, kind: str, start: int, length: int) -> ty
 
 def _check_type(call: Call, device: DmDev, table: DmTable) -> None:
     """dm_table_determine_type(), and what table_load() asks of a table that is to replace another."""
-    request_based = any(target.request_based for target in table.targets)
-    if request_based and not all(pdev.bdev.request_based for pdev, _, _ in table.devices()):
-        call.control.complain("table: table load rejected: including non-request-stackable devices")
-        call.control.complain("table: unable to determine table type")
-        raise Refusal(errno.EINVAL)
+    wildcard = all(TargetFeature.WILDCARD in target.features for target in table.targets)
+    as_before = wildcard and device.has_disk and device.request_based
+    request_based = as_before or any(target.request_based for target in table.targets)
+    if request_based:
+        _check_request_based(call, table)
     fixed, new = (_immutable(each) for each in (device.live, table))
-    if fixed and fixed is not new and not all(TargetFeature.WILDCARD in each.features for each in table.targets):
+    if fixed and fixed is not new and not wildcard:
         raise Refusal(errno.EINVAL, f"can't replace immutable target type {fixed.name}")
     if device.has_disk and device.request_based != request_based:
         old_type, new_type = (_REQUEST_BASED if each else _BIO_BASED for each in (device.request_based, request_based))
@@ -132,6 +132,18 @@ def _check_type(call: Call, device: DmDev, table: DmTable) -> None:
             errno.EINVAL, f"can't change device type (old={old_type} vs new={new_type}) after initial table load."
         )
     device.request_based = request_based
+
+
+def _check_request_based(call: Call, table: DmTable) -> None:
+    complaint = ""
+    if len(table.targets) > 1:
+        complaint = "request-based DM doesn't support multiple targets"
+    elif not all(pdev.bdev.request_based for pdev, _, _ in table.devices()):
+        complaint = "table load rejected: including non-request-stackable devices"
+    if complaint:
+        call.control.complain(f"table: {complaint}")
+        call.control.complain("table: unable to determine table type")
+        raise Refusal(errno.EINVAL)
 
 
 def _immutable(table: DmTable | None) -> type[Target] | None:

@@ -68,6 +68,13 @@ def test_secure_data_is_wiped_even_when_the_command_fails(client: LinuxClient) -
     assert (result, written) == (-errno.ENXIO, bytes(16384))
 
 
+def test_secure_data_wipes_the_version_too_where_nothing_is_copied_back(client: LinuxClient) -> None:
+    client.device("d", ZERO)
+    geometry = client.raw("DEV_SET_GEOMETRY", "1 1 1 0", name="d", flags=DmFlag.SECURE_DATA)
+    assert geometry == (0, bytes(16384))
+    assert client.raw("REMOVE_ALL", flags=DmFlag.SECURE_DATA) == (0, bytes(305))
+
+
 # -- parked commands ----------------------------------------------------------------------------------------
 
 
@@ -298,6 +305,39 @@ def test_what_may_replace_a_live_table(client: LinuxClient, live: str, new: str,
     assert client.mapper.events.lines[-1] == f"device-mapper: ioctl: {complaint}"
 
 
+@pytest.fixture
+def request_based(client: LinuxClient) -> LinuxClient:
+    """With a device `d` that a request-based table made so."""
+    disk = client.mapper.by_dev((1, 0))
+    assert disk
+    disk.request_based = True
+    client.device("d", (TargetSpec(start=0, length=8, type="multipath", params="0 0 1 1 round-robin 0 1 0 1:0"),))
+    return client
+
+
+def test_error_is_of_the_type_that_the_device_has(request_based: LinuxClient) -> None:
+    client = request_based
+    client.ok("TABLE_LOAD", (TargetSpec(start=0, length=8, type="error"),), name="d")
+    client.ok("DEV_SUSPEND", name="d")
+    two = tuple(TargetSpec(start=at, length=8, type="error") for at in (0, 8))
+    assert client.fails("TABLE_LOAD", two, name="d") == errno.EINVAL
+    assert list(client.mapper.events.lines)[-2:] == [
+        "device-mapper: table: request-based DM doesn't support multiple targets",
+        "device-mapper: table: unable to determine table type",
+    ]
+    assert client.fails("TABLE_LOAD", (TargetSpec(start=0, length=8, type="zero"),), name="d") == errno.EINVAL
+    assert client.mapper.events.lines[-1] == (
+        "device-mapper: ioctl: can't change device type (old=2 vs new=1) after initial table load."
+    )
+
+
+def test_request_based_devices_have_no_statistics(request_based: LinuxClient) -> None:
+    for text in ("@stats_list", "@nonsense"):
+        message = TargetMessage(sector=0, message=text)
+        assert request_based.fails("TARGET_MSG", message, name="d") == errno.EOPNOTSUPP
+    request_based.ok("TARGET_MSG", TargetMessage(sector=0, message="@cancel_deferred_remove"), name="d")
+
+
 def test_blocks_of_4096_bytes_must_line_up(client: LinuxClient) -> None:
     disk = client.mapper.disks.by_dev((1, 1))
     assert disk
@@ -362,10 +402,37 @@ def test_malformed_regions_are_refused(client: LinuxClient, words: str) -> None:
     assert client.mapper.events.lines[-1] == "device-mapper: stats: Invalid parameters for message @stats_create"
 
 
-def test_too_many_areas_are_refused(client: LinuxClient) -> None:
+@pytest.mark.parametrize("words", ["0+8388609 1", "0+8388608 1 1 histogram:1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16"])
+def test_too_many_areas_are_refused(client: LinuxClient, words: str) -> None:
     client.device("d", ZERO)
-    message = TargetMessage(sector=0, message="@stats_create 0+8388609 1")
+    message = TargetMessage(sector=0, message=f"@stats_create {words}")
     assert client.fails("TARGET_MSG", message, name="d") == errno.EOVERFLOW
+
+
+def test_the_last_area_is_printed_with_the_whole_step(client: LinuxClient) -> None:
+    client.device("d", ZERO)
+    assert _message(client, "@stats_create 4+20 16") == "0"
+    assert [line.split()[0] for line in _message(client, "@stats_print 0").splitlines()] == ["4+16", "20+16"]
+
+
+def test_an_answer_without_words_is_what_the_request_holds_there(client: LinuxClient) -> None:
+    client.device("d", ZERO)
+    reply = client.ok("TARGET_MSG", TargetMessage(sector=0x414243, message="@stats_list"), name="d")
+    assert reply.payload == "CBA"
+
+
+@pytest.mark.parametrize("words", ["-0", "4294967296", "-4294967296"])
+def test_ids_wrap_at_32_bits(client: LinuxClient, words: str) -> None:
+    client.device("d", ZERO)
+    _message(client, "@stats_create - 64")
+    assert str(_message(client, f"@stats_print {words}")).startswith("0+64 ")
+
+
+@pytest.mark.parametrize("message", ["set_region_mappings 0:0", "@cancel_deferred_remove", "@stats_list"])
+def test_every_message_points_data_start_at_the_reply(client: LinuxClient, message: str) -> None:
+    client.device("d", (TargetSpec(start=0, length=64, type="switch", params="1 8 0 1:0 0"),))
+    reply = client.ok("TARGET_MSG", TargetMessage(sector=0, message=message), name="d", data_start=320)
+    assert reply.header.data_start == 312
 
 
 # -- uevents ------------------------------------------------------------------------------------------------
