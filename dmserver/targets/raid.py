@@ -228,12 +228,6 @@ class Raid(Target):
         elif level:
             self.array.printk(f"active with {active} out of {count} {'mirrors' if level == 1 else 'devices'}")
 
-    def dtr(self) -> None:
-        if not self.suspended:
-            self.presuspend()
-            self.sync.drain()
-            self.postsuspend()
-
     # -- the way of a bio -------------------------------------------------------------------------------
 
     def map(self, bio: Bio) -> MapResult:
@@ -266,6 +260,7 @@ class Raid(Target):
 
     def postsuspend(self) -> None:
         self.suspended = True
+        self.sync.drain()  # a removal does not wait for it
         self.array.clear_bitmap()
         self._save()
 

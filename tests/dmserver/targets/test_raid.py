@@ -217,6 +217,16 @@ def test_the_bitmap_tells_what_an_unclean_stop_left() -> None:
     assert dirty(bench, 2) == []
 
 
+def test_a_removal_is_a_clean_stop() -> None:
+    bench = Bench()
+    device = bench.load("r", (Raid, SIZE, MIRROR))
+    write(device, 640, pattern(4))
+    bench.work.advance(60)
+    bench.remove(device)
+    assert dirty(bench, 2) == []
+    assert superblock(bench, 2).resync_offset == MAX_SECTOR
+
+
 def test_a_write_waits_for_the_bitmap() -> None:
     bench, device = synced()
     bench.disks[2].slow = True
