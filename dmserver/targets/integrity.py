@@ -86,6 +86,8 @@ class Integrity(Target):
             if not tag_size:
                 raise self.refuse("Invalid tag size")
         self.mode = argv[3]
+        if self.mode == "B":
+            raise self.refuse("Mode B is not supported, use J or D", errno.EOPNOTSUPP)
         if self.mode not in MODES:
             raise self.refuse("Invalid mode (expecting J, B, D, R)")
         self._parse_options(Arguments(argv[4:]))

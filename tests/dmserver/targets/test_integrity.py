@@ -54,6 +54,7 @@ def log(bench: Bench) -> list[str]:
         ("1:0 0 -", (errno.EINVAL, "Invalid argument count")),
         ("1:0 x - J 0", (errno.EINVAL, "Invalid starting offset")),
         ("1:0 0 0 J 0", (errno.EINVAL, "Invalid tag size")),
+        (f"1:0 0 - B 1 {CRC}", (errno.EOPNOTSUPP, "Mode B is not supported, use J or D")),
         ("1:0 0 425 J 0", (errno.EINVAL, "Too big tag size")),
         ("1:0 0 4 J 2 x", (errno.EINVAL, "Invalid number of feature args")),
         ("1:0 0 4 J 1 journal_watermark:101", (errno.EINVAL, "Invalid argument")),
@@ -191,6 +192,33 @@ def test_commits_come_with_time_and_at_the_watermark() -> None:
     write(device, 8, pattern(1, 8, 100))
     assert len(target(device).io.pending) == 100 % 17
     assert read(device, 8, 100) == pattern(1, 8, 100)
+
+
+def test_a_suspension_waits_for_a_commit_under_way() -> None:
+    bench = Bench()
+    device = load(bench, f"1:0 0 - J 1 {CRC}")
+    write(device, 8, pattern(1, 8, 8))
+    bench.disks[0].slow = True
+    bench.work.advance(10)
+    assert len(bench.disks[0].held) == 1
+    suspended = bench.suspend(device)
+    assert not suspended
+    bench.disks[0].finish()
+    bench.work.run()
+    assert suspended
+    bench.resume(device)
+    assert read(device, 8, 8) == pattern(1, 8, 8)
+
+
+def test_without_a_hash_tags_are_left_alone() -> None:
+    bench = Bench()
+    for mode in "DJ":
+        device = load(bench, f"1:0 0 16 {mode} 0")
+        write(device, 8, pattern(1, 8, 8))
+        flush(device)
+        flip(bench.disks[0], target(device).layout.data_sector(8))
+        assert read(device, 8, 8)[512:] == pattern(1, 9, 7)
+        bench.remove(device)
 
 
 def test_alignment_and_reading_only() -> None:
