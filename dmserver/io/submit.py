@@ -13,7 +13,7 @@ from collections.abc import Callable
 from .bio import Bio, Op
 from .blockdev import BlockDevice
 
-__all__ = ["run_flat", "submit_and_wait"]
+__all__ = ["is_suspended", "run_flat", "submit_and_wait"]
 
 
 class _Active(threading.local):
@@ -37,6 +37,15 @@ def run_flat(start: Callable[[Bio], None], bio: Bio) -> None:
             start(bio)
     finally:
         _active.bios = None
+
+
+def is_suspended(device: BlockDevice) -> bool:
+    """A request to it would wait for a resume, of this device or of one underneath."""
+    io = device.mapped_io
+    if io is None:
+        return False
+    below = io.device.live.devices() if io.device.live else ()
+    return io.blocked or any(is_suspended(pdev.bdev) for pdev, _, _ in below)
 
 
 def submit_and_wait(

@@ -33,7 +33,7 @@ from ..io.bio import Bio, Op
 from ..io.blockdev import BlockDevice
 from ..io.kcopyd import Kcopyd
 from ..io.limits import QueueLimits
-from ..io.submit import submit_and_wait
+from ..io.submit import is_suspended, submit_and_wait
 from .args import Arguments, parse_sector, parse_u32, parse_uint, split_args
 from .dm_pdev import DmPdev
 
@@ -57,6 +57,7 @@ __all__ = [
     "TargetError",
     "TargetFeature",
     "do_io",
+    "is_suspended",
     "parse_sector",
     "parse_u32",
     "parse_uint",

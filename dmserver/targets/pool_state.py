@@ -16,7 +16,7 @@ from enum import IntEnum
 from functools import partial
 from typing import TYPE_CHECKING
 
-from ..model.dm_target import BlockDevice, Op, TargetError, submit
+from ..model.dm_target import BlockDevice, Op, TargetError, is_suspended, submit
 from .origins import Actions, run
 from .persistent_data import Corrupt
 from .thin_io import BLOCK_SECTORS, write_commit
@@ -213,7 +213,7 @@ class PoolState:
     @property
     def _held_up(self) -> bool:
         """A commit waits until a device underneath is resumed, which only the thread of commands does."""
-        return _suspended(self.metadata_device) or _suspended(self.data_device)
+        return is_suspended(self.metadata_device) or is_suspended(self.data_device)
 
     def _begin_commit(self, actions: Actions) -> None:
         """Call `_commit_first` once all changes are on the disk."""
@@ -262,11 +262,3 @@ class PoolState:
             self.log(f"{self.name}: reached low water mark for metadata device: sending event.")
             actions.append(self.device.event)
         self._metadata_low = low
-
-
-def _suspended(device: BlockDevice) -> bool:
-    io = device.mapped_io
-    if io is None:
-        return False
-    below = io.device.live.devices() if io.device.live else ()
-    return io.blocked or any(_suspended(pdev.bdev) for pdev, _, _ in below)

@@ -25,6 +25,7 @@ from ..model.dm_target import (
     StatusType,
     Target,
     TargetError,
+    is_suspended,
 )
 from .raid_array import Array, Carried, Member
 from .raid_geometry import Near, Striped
@@ -123,6 +124,8 @@ class Raid(Target):
         """Read what the metadata devices say of the array (`analyse_superblocks`)."""
         if not self.persistent or self.params.kind.level == 0:
             return
+        if self._held_up:
+            raise self.refuse("Metadata device is suspended", errno.EAGAIN)
         self.array.bitmap = Bitmap(self.array.sync_max, self.params.region_size)
         if "sync" in self.params.given:  # whatever they say: `preresume` starts anew
             return
@@ -261,10 +264,18 @@ class Raid(Target):
     def postsuspend(self) -> None:
         self.suspended = True
         self.sync.drain()  # a removal does not wait for it
-        self.array.clear_bitmap()
-        self._save()
+        if not self._held_up:  # else the disks say what they said: more to be made equal than need be
+            self.array.clear_bitmap()
+            self._save()
+
+    @property
+    def _held_up(self) -> bool:
+        """Metadata devices would answer only after a resume, for which nobody would be left."""
+        return any(is_suspended(member.meta.bdev) for member in self.members if member.meta)
 
     def preresume(self) -> None:
+        if self._held_up:
+            raise TargetError(errno.EAGAIN)
         if not self._resumed:
             self.array.load_bitmap()
             if self.persistent and "sync" in self.params.given:

@@ -9,6 +9,7 @@ from support.targets import Bench, FaultyDisk, discard, flush, pattern, read, st
 from dmserver.io.bio import Bio, Op
 from dmserver.model.dm_dev import DmDev
 from dmserver.model.dm_target import SECTOR_SIZE, StatusType, TargetError
+from dmserver.targets.linear import Linear
 from dmserver.targets.raid import Raid
 from dmserver.targets.raid_super import BITMAP_AT, MAX_SECTOR, Bitmap, Superblock
 
@@ -225,6 +226,21 @@ def test_a_removal_is_a_clean_stop() -> None:
     bench.remove(device)
     assert dirty(bench, 2) == []
     assert superblock(bench, 2).resync_offset == MAX_SECTOR
+
+
+def test_nobody_waits_for_metadata_devices_that_are_suspended() -> None:
+    bench = Bench()
+    meta = bench.load("meta", (Linear, 8192, "1:2 0"))
+    params = "raid1 3 0 region_size 64 2 253:0 1:0 1:3 1:1"
+    device = bench.load("r", (Raid, SIZE, params))
+    bench.work.advance(60)
+    assert bench.suspend(device)
+    bench.suspend(meta)
+    with pytest.raises(TargetError) as refusal:
+        bench.resume(device)
+    assert refusal.value.errno == errno.EAGAIN
+    assert bench.refusal(Raid, SIZE, params)[0] == errno.EAGAIN
+    bench.remove(device)
 
 
 def test_a_write_waits_for_the_bitmap() -> None:
