@@ -283,7 +283,7 @@ class RequestStream(_Stream):
         """Ioctl number and buffer if `data`, just received, is one whole `BinaryRequest` and comes after nothing
         unfinished: most requests do. None if not, and then it is for `receive_data`. The short way for servers."""
         size = len(data) - _HEAD_SIZE
-        if size < 0 or self._buffer or self._form is not None or self._ended or self._failed:
+        if size < 0 or self._buffer or self._form is not None or self._failed:
             return None
         magic, number, told = _REQUEST_HEAD.unpack_from(data)
         if told != size or magic != _MAGIC or size >= self._binary_limit:

@@ -119,9 +119,9 @@ class Host:
 
     def dictionary(self, session: Session, request: object, done: Callable[[dict[str, Any]], None]) -> Cancel | None:
         """A dictionary request, which becomes the reply. That holds `errno` and `error` when the command failed."""
-        from dmproto.objects import describe
-
         if not isinstance(request, dict):
+            from dmproto.objects import describe
+
             Call({}, done).finish(Refusal(errno.EIO, f"expected a dictionary, got {describe(request)}"))
             return None
         verb = request.get("command")
@@ -139,6 +139,8 @@ class Host:
         ):
             return self.netbsd.dictionary(session, request, done)
         if not session.privileged and verb not in _ANYONES_VERBS:
+            from dmproto.objects import describe
+
             Call(request, done).finish(Refusal(errno.EPERM, f"command {describe(verb)} needs the superuser"))
             return None
         if not session.privileged:

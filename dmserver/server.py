@@ -244,17 +244,14 @@ class _Connection:
     def _send(self) -> bool:
         """Write what there is; False when the peer is gone."""
         out = self.out
-        if out:
-            if self.server.before_replies is not None:
-                self.server.before_replies()
-            if self.waiting is not None:
-                out.insert(0, self.waiting)
-            data = out[0] if len(out) == 1 else b"".join(out)
-            out.clear()
-        elif self.waiting is not None:
-            data = self.waiting
-        else:
+        if self.waiting is not None:
+            out.insert(0, self.waiting)
+        if not out:
             return True
+        if self.server.before_replies is not None:
+            self.server.before_replies()
+        data = out[0] if len(out) == 1 else b"".join(out)
+        out.clear()
         try:
             written = os.write(self.fd, data)
         except BlockingIOError:

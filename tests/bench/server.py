@@ -61,21 +61,25 @@ int main(int argc, char **argv) {
 """
 
 ASYNCIO = """
-import asyncio, sys
+import asyncio, struct, sys
 from dmproto import proplib
-from dmproto.stream import NEED_DATA, BinaryRequest, RequestStream, binary_reply
 from dmserver.host import Host
 host = Host()
 async def serve(reader, writer):
-    session, stream = host.open(), RequestStream()
-    while data := await reader.read(65536):
-        stream.receive_data(data)
-        while (event := stream.next_event()) is not NEED_DATA:
-            if isinstance(event, BinaryRequest):
-                host.ioctl(session, event.number, event.buffer, lambda *reply: writer.write(binary_reply(*reply)))
-            else:
-                request = proplib.loads(event.data, flavour="kernel")
-                host.dictionary(session, request, lambda reply: writer.write(proplib.dumps(reply)))
+    session = host.open()
+    def done(result, written):
+        writer.write(b"DMIO" + struct.pack("<iI", result, len(written)) + written)
+    while True:
+        try:
+            head = await reader.readexactly(12)
+        except asyncio.IncompleteReadError:
+            break
+        magic, number, size = struct.unpack("<4sII", head)
+        if magic == b"DMIO":
+            host.ioctl(session, number, await reader.readexactly(size), done)
+        else:
+            request = proplib.loads(head + await reader.readuntil(b"</plist>\\n"), flavour="kernel")
+            host.dictionary(session, request, lambda reply: writer.write(proplib.dumps(reply)))
         await writer.drain()
     writer.close()
 async def main():
