@@ -102,15 +102,16 @@ class IntegrityIo:
     def _block_size(self) -> int:
         return self._layout.sectors_per_block * SECTOR_SIZE
 
-    def _tag(self, sector: int, block: memoryview | bytes) -> bytes:
-        """`integrity_sector_checksum`."""
+    def _tags(self, sector: int, data: memoryview) -> list[bytes]:
+        """The tag of each block (`integrity_sector_checksum`)."""
         size = self._layout.tag_size
+        step = self._layout.sectors_per_block
+        sectors = range(sector, sector + len(data) // SECTOR_SIZE, step)
         if self._hash is None:
-            return bytes(size)
-        parts = [sector.to_bytes(8, "little"), block]
-        if self._layout.sb.flags & SbFlag.FIXED_HMAC:
-            parts.insert(0, self._layout.sb.salt)
-        return self._hash.digest(*parts)[:size].ljust(size, b"\0")
+            return [bytes(size)] * len(sectors)
+        salt = self._layout.sb.salt if self._layout.sb.flags & SbFlag.FIXED_HMAC else b""
+        digests = self._hash.digests([salt + at.to_bytes(8, "little") for at in sectors], data)
+        return [digest[:size].ljust(size, b"\0") for digest in digests]
 
     def _blocks(self, sector: int, data: memoryview) -> Iterator[tuple[int, memoryview]]:
         """(sector, data) of each block."""
@@ -138,12 +139,14 @@ class IntegrityIo:
 
     def _check(self, sector: int, data: memoryview, tags: memoryview) -> None:
         """OSError(EILSEQ) for the first block whose tag is wrong."""
-        size = self._layout.tag_size
-        for number, (at, block) in enumerate(self._blocks(sector, data)):
-            if at in self.pending:
-                continue
+        size, step = self._layout.tag_size, self._layout.sectors_per_block
+        wanted = self._tags(sector, data)
+        if tags == b"".join(wanted):
+            return
+        for number, right in enumerate(wanted):
+            at = sector + number * step
             tag = bytes(tags[number * size : (number + 1) * size])
-            if tag != self._tag(at, block) and not (self._discard and tag == DISCARD_FILLER * size):
+            if at not in self.pending and tag != right and not (self._discard and tag == DISCARD_FILLER * size):
                 self.mismatches += 1
                 self._report(f"{self._disk}: Checksum failed at sector {self._told(sector, at, len(data)):#x}")
                 raise OSError(errno.EILSEQ, os.strerror(errno.EILSEQ))
@@ -174,9 +177,9 @@ class IntegrityIo:
     @_job
     def write(self, sector: int, data: memoryview, *, fua: bool) -> Steps:
         if self._limit:
-            for at, block in self._blocks(sector, data):
+            for (at, block), tag in zip(self._blocks(sector, data), self._tags(sector, data), strict=True):
                 self.pending.pop(at, None)
-                self.pending[at] = Entry(at, bytes(block), self._tag(at, block))
+                self.pending[at] = Entry(at, bytes(block), tag)
                 if len(self.pending) >= self._limit:
                     yield from self._commit()
         else:
@@ -187,7 +190,7 @@ class IntegrityIo:
     def _write_through(self, sector: int, data: memoryview) -> Steps:
         yield from self._do(Request(Op.WRITE, self._data, self._layout.data_sector(sector), data))
         if self._hash is not None:
-            yield from self._write_tags(sector, b"".join(self._tag(*block) for block in self._blocks(sector, data)))
+            yield from self._write_tags(sector, b"".join(self._tags(sector, data)))
 
     @_job
     def flush(self) -> Steps:
@@ -284,7 +287,7 @@ class IntegrityIo:
             raise self._fail("invalid sector in journal", errno.EIO)
         if entry.sector >= self._layout.provided:
             return False
-        if self._hash is not None and entry.tag != self._tag(entry.sector, entry.data):
+        if self._hash is not None and [entry.tag] != self._tags(entry.sector, memoryview(entry.data)):
             raise self._fail("tag mismatch when replaying journal", errno.EILSEQ)
         return True
 
@@ -311,8 +314,7 @@ class IntegrityIo:
             data = memoryview(bytearray(count * SECTOR_SIZE))
             sector = layout.data_sector(sb.recalc_sector)
             yield from self._do(Request(Op.READ, self._data, sector, data), "reading data")
-            tags = b"".join(self._tag(*block) for block in self._blocks(sb.recalc_sector, data))
-            yield from self._write_tags(sb.recalc_sector, tags)
+            yield from self._write_tags(sb.recalc_sector, b"".join(self._tags(sb.recalc_sector, data)))
             sb.recalc_sector += count
             self._recalculated += 1
         if left <= RECALC_SECTORS or self._recalculated % RECALC_WRITE_SUPER == 0:

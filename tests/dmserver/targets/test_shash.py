@@ -6,7 +6,7 @@ import hmac
 
 import pytest
 
-from dmserver.targets.shash import allocate
+from dmserver.targets.shash import FEW, allocate
 
 
 def test_crc() -> None:
@@ -36,3 +36,13 @@ def test_hashes_and_hmac() -> None:
     assert refusal.value.errno == errno.ENOSYS
     with pytest.raises(LookupError, match="no hash 'bogus'"):
         allocate("bogus")
+
+
+@pytest.mark.parametrize("name", ["crc32c", "crc32", "sha256"])
+@pytest.mark.parametrize("count", [0, 1, FEW, 300])
+def test_many_at_once_are_the_same_as_one_after_the_other(name: str, count: int) -> None:
+    found = allocate(name)
+    heads = [number.to_bytes(8, "little") for number in range(count)]
+    blocks = [bytes(number * at & 0xFF for at in range(64)) for number in range(count)]
+    wanted = [found.digest(head, block) for head, block in zip(heads, blocks, strict=True)]
+    assert found.digests(heads, memoryview(b"".join(blocks))) == wanted
