@@ -192,7 +192,9 @@ class _Connection:
             except OSError:
                 self._close()
                 return
-            if self._lone_ioctl(data):
+            lone = None if self.queued else self.stream.lone_request(data)
+            if lone is not None:
+                self._lone_ioctl(*lone)
                 return
             self.stream.receive_data(data)
         elif events & _GONE:
@@ -200,21 +202,16 @@ class _Connection:
             return
         self._go_on()
 
-    def _lone_ioctl(self, data: bytes) -> bool:
-        """Answer what has arrived if it is one ioctl and no reply waits for the peer; False if not. (A connection that
-        is parked or closing was not read from.)"""
-        request = None if self.queued else self.stream.lone_request(data)
-        if request is None:
-            return False
-        self.number, buffer = request
+    def _lone_ioctl(self, number: int, buffer: bytes) -> None:
+        """Answer one ioctl when nothing else is under way."""
+        self.number = number
         try:
-            self.parked = self.server.host.ioctl(self.session, self.number, buffer, self._written)
+            self.parked = self.server.host.ioctl(self.session, number, buffer, self._written)
         except Exception:
             self._unforeseen()
-            return True
+            return
         if self._send() and (self.waiting is not None or self.parked is not None):
             self._wait()
-        return True
 
     def _go_on(self) -> None:
         """Handle what has arrived and send what has come of it, unless the connection is closed."""
