@@ -4,8 +4,7 @@ Arguments: those of `raid_params`. `raid_super` is what the metadata devices hol
 the ways of data, `raid_sync` is what goes on in the background.
 
 Not there, and refused: raid10's far and offset layouts, a journal, and all that changes the shape of a raid in place
-(takeover, reshape, `delta_disks`, `data_offset`). A failed device comes back with a new table, not with a mere
-suspend and resume. As in the kernel, raid10 needs metadata devices.
+(takeover, reshape, `delta_disks`, `data_offset`). As in the kernel, raid10 needs metadata devices.
 """
 
 from __future__ import annotations
@@ -276,11 +275,25 @@ class Raid(Target):
     def preresume(self) -> None:
         if self._held_up:
             raise TargetError(errno.EAGAIN)
-        if not self._resumed:
+        if self._resumed:
+            self._revive()
+        else:
             self.array.load_bitmap()
             if self.persistent and "sync" in self.params.given:
                 self.array.resync_at = 0
         self._save()
+
+    def _revive(self) -> None:
+        """Failed devices whose superblocks can be read take part again (`attempt_restore_of_faulty_devices`)."""
+        for member in self.members:
+            if member.faulty and member.meta:
+                block = bytearray(member.meta.bdev.limits.logical_block_size)
+                if not self.do_io(Op.READ, member.meta.bdev, 0, memoryview(block)):
+                    self.log(
+                        f"Faulty {self.params.kind.name} device #{member.number} has readable super block.  "
+                        "Attempting to revive it."
+                    )
+                    member.faulty, member.recovered = False, 0
 
     def _save(self) -> None:
         if self.persistent and self.params.kind.level:

@@ -1,4 +1,4 @@
-"""LVM's thin volumes on `dmserver run`."""
+"""LVM's thin volumes and raids on `dmserver run`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from support.bridge_replay import LVM_CONF
 
-SCRIPT = """
+THIN = """
 set -e
 pvcreate -q -y /dev/loop20
 vgcreate -q vg /dev/loop20
@@ -31,21 +31,58 @@ lvchange -q -an vg
 lvremove -q -y vg
 """
 
+RAID = """
+set -e
+pvcreate -q -y /dev/loop20 /dev/loop21 /dev/loop22
+vgcreate -q vg /dev/loop20 /dev/loop21 /dev/loop22
+lvcreate -q -y -m1 -L 8M -n r vg
+mkfs.ext4 -q /dev/vg/r
+until [ $(lvs --noheadings -o sync_percent vg/r) = 100.00 ]; do :; done
+echo "0 16384 error" | dmsetup load vg-r_rimage_0
+dmsetup suspend vg-r_rimage_0
+dmsetup resume vg-r_rimage_0
+dd if=/dev/zero of=/dev/vg/r bs=4k seek=2000 count=1 conv=fsync status=none
+echo == $(lvs --noheadings -o segtype,health_status vg/r)
+lvchange -q --refresh vg/r
+until [ $(lvs --noheadings -o sync_percent vg/r) = 100.00 ]; do :; done
+e2fsck -fn /dev/vg/r
+echo == $(lvs --noheadings -o segtype,health_status vg/r)
+lvremove -q -y vg/r
+lvcreate -q -y --type raid5 -i 2 -L 8M -n r5 vg
+mkfs.ext4 -q /dev/vg/r5
+vgchange -q -an vg
+vgchange -q -ay vg
+e2fsck -fn /dev/vg/r5
+lvremove -q -y vg
+"""
 
-def test_thin_volumes(tmp_path: Path) -> None:
-    for program in ("lvcreate", "mkfs.ext4", "thin_check"):
+
+def run(script: str, tmp_path: Path, disks: int, *programs: str) -> str:
+    """What a script prints whose /dev/loop20 and on are `disks` disks."""
+    for program in programs:
         if not shutil.which(program):
             pytest.skip(f"{program} is not installed")
     (tmp_path / "lvm.conf").write_text(LVM_CONF)
-    with (tmp_path / "disk").open("wb") as disk:
-        disk.truncate(256 << 20)
-    tool = [sys.executable, "-m", "dmserver", "run", "--pdev", f"/dev/loop20={tmp_path}/disk,dev=7:20"]
+    tool = [sys.executable, "-m", "dmserver", "run"]
+    for number in range(20, 20 + disks):
+        with (tmp_path / f"disk{number}").open("wb") as disk:
+            disk.truncate(256 << 20)
+        tool += ["--pdev", f"/dev/loop{number}={tmp_path}/disk{number},dev=7:{number}"]
     env = {**os.environ, "LVM_SYSTEM_DIR": str(tmp_path), "LVM_SUPPRESS_FD_WARNINGS": "1"}
     done = subprocess.run(
-        [*tool, "--", "sh", "-c", SCRIPT], capture_output=True, text=True, check=False, timeout=120, env=env
+        [*tool, "--", "sh", "-c", script], capture_output=True, text=True, check=False, timeout=120, env=env
     )
     assert not done.returncode, done.stdout + done.stderr
-    *_, listed = done.stdout.partition("== ")
+    return done.stdout
+
+
+def test_thin_volumes(tmp_path: Path) -> None:
+    _, _, listed = run(THIN, tmp_path, 1, "lvcreate", "mkfs.ext4", "thin_check").partition("== ")
     size, pool, in_use = listed.split("thin ")[1].split()[:3]
     assert (size, pool, float(in_use) > 0) == ("200.00m", "pool", True)
     assert listed.startswith("pool 120.00m")
+
+
+def test_raids(tmp_path: Path) -> None:
+    printed = run(RAID, tmp_path, 3, "lvcreate", "mkfs.ext4", "dmsetup")
+    assert [line for line in printed.splitlines() if line.startswith("== ")] == ["== raid1 refresh needed", "== raid1"]

@@ -170,6 +170,20 @@ def test_a_failed_leg() -> None:
     assert status(device).split()[2] == "AD"
 
 
+def test_a_failed_leg_that_can_be_read_again() -> None:
+    bench, device = synced()
+    bench.disks[1].fail = written
+    write(device, 100, pattern(9))
+    bench.disks[1].fail = lambda bio: False
+    assert bench.suspend(device)
+    bench.resume(device)
+    assert status(device) == "raid1 2 Aa 0/4096 recover 0 0 -"
+    bench.work.advance(60)
+    assert status(device) == "raid1 2 AA 4096/4096 idle 0 0 -"
+    assert superblock(bench, 2).failed == frozenset()
+    assert read(bench.disks[1], 100) == pattern(9)
+
+
 def test_reads_go_round_a_bad_sector_and_mend_it() -> None:
     bench, device = synced()
     write(device, 0, pattern(3, 0, 8))
