@@ -354,7 +354,9 @@ class Integrity(Target):
             self.queue.start(self.io.commit(), lambda error: self.release())
 
     def presuspend(self) -> None:
+        """The suspension waits for the commit; what bios that still come bring is left to `postsuspend`."""
         self.suspending = True
+        self._commit()
 
     def presuspend_undo(self) -> None:
         self.suspending = False
