@@ -334,8 +334,21 @@ class Raid(Target):
             return " ".join([self.params.kind.name, *self.params.words(), str(len(self.members)), *names])
         health = "".join(map(self._health, self.members))
         mismatches = self.sync.mismatches if self.sync.last == "check" else 0
-        words = (self.params.kind.name, len(self.members), health, self._progress, self._state, mismatches, 0, "-")
+        words = (self._level_name, len(self.members), health, self._progress, self._state, mismatches, 0, "-")
         return " ".join(map(str, words))
+
+    @property
+    def _level_name(self) -> str:
+        """The last of the types with this level and layout (`get_raid_type_by_ll`)."""
+        return "raid10" if self.params.kind.level == 10 else self.params.kind.name
+
+    def ima_status(self) -> str:
+        values: dict[str, object] = {"raid_type": self._level_name, "raid_disks": len(self.members)}
+        values["raid_state"] = self._state
+        values |= {f"raid_device_{member.number}_status": self._health(member) for member in self.members}
+        if self.params.kind.parity:
+            values["journal_dev_mode"] = "invalid"
+        return self.ima_line(values)
 
     @property
     def _state(self) -> str:

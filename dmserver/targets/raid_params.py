@@ -36,7 +36,6 @@ TYPES = {
     kind.name: kind
     for kind in (
         RaidType("raid0", 0, 0),
-        RaidType("raid0_meta", 0, 0),
         RaidType("raid1", 0, 1),
         RaidType("raid10", 0, 10),
         RaidType("raid10_near", 0, 10),

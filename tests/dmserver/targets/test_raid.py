@@ -312,6 +312,16 @@ def test_messages() -> None:
     assert refusal.value.errno == errno.EINVAL
 
 
+def test_what_is_measured() -> None:
+    _, device = synced("raid10_near 3 64 raid10_copies 2 4 1:4 1:0 1:5 1:1 1:6 1:2 1:7 1:3")
+    assert device.live is not None
+    assert status(device).startswith("raid10 4 AAAA ")
+    assert device.live.targets[0].ima_status() == (
+        "target_name=raid,target_version=1.15.1,raid_type=raid10,raid_disks=4,raid_state=idle,"
+        "raid_device_0_status=A,raid_device_1_status=A,raid_device_2_status=A,raid_device_3_status=A;"
+    )
+
+
 def test_the_speed_limit() -> None:
     bench = Bench()
     device = bench.load("r", (Raid, SIZE, "raid1 3 0 max_recovery_rate 1024 2 1:2 1:0 1:3 1:1"))
