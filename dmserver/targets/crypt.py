@@ -165,42 +165,42 @@ class Crypt(Target):
             raise self.refuse("Error allocating crypto tfm", errno.ENOENT) from None
         except ValueError:
             raise self.refuse("Error allocating crypto tfm") from None
-        if iv_mode and not self.ciphers[0].iv_size:
+        if iv_mode is not None and not self.ciphers[0].iv_size:
             self.log("Selected cipher does not support IVs")
-            iv_mode = ""
-        if iv_mode and iv_mode not in IV_MODES and iv_mode not in IV_MODES_LACKING:
+            iv_mode = None
+        if iv_mode is not None and iv_mode not in IV_MODES and iv_mode not in IV_MODES_LACKING:
             raise self.refuse("Invalid IV mode")
-        self.iv_mode = iv_mode
+        self.iv_mode = iv_mode or ""
 
-    def _parse_capi(self, text: str) -> tuple[int, str, str]:
+    def _parse_capi(self, text: str) -> tuple[int, str, str | None]:
         """`API[-IV[:OPTIONS]]`, as (number of keys, name of the cipher, IV mode)."""
-        text, _, options = text.rpartition(":") if ":" in text else (text, "", "")
-        api, _, iv_mode = text.rpartition("-") if "-" in text else (text, "", "")
+        text, options = _cut_last(text, ":")
+        api, iv_mode = _cut_last(text, "-")
         if iv_mode == "essiv":
-            if not options:
+            if options is None:
                 raise self.refuse("Digest algorithm missing for ESSIV mode")
             api = f"essiv({api},{options})"
         return 64 if iv_mode == "lmk" else 1, api, iv_mode
 
-    def _parse_legacy(self, text: str) -> tuple[int, str, str]:
+    def _parse_legacy(self, text: str) -> tuple[int, str, str | None]:
         """`CIPHER[:KEYCOUNT]-MODE-IV[:OPTIONS]`, likewise."""
-        words, _, rest = text.partition("-")
-        cipher, colon, keys = words.partition(":")
-        mode, _, iv = rest.partition("-")
-        iv_mode, _, options = iv.partition(":")
+        words, rest = _cut(text, "-")
+        cipher, keys = _cut(words, ":")
+        mode, rest = _cut(rest, "-")
+        iv_mode, options = _cut(rest, ":")
         try:
-            count = parse_u32(keys) if colon else 1
+            count = 1 if keys is None else parse_u32(keys)
             if not count or count & count - 1:
                 raise ValueError(f"{count}: expected a power of two")
         except ValueError:
             raise self.refuse("Bad cipher key count specification") from None
-        if not mode or (mode == "plain" and not iv_mode):
+        if mode is None or (mode == "plain" and iv_mode is None):
             mode, iv_mode = "cbc", "plain"
-        if mode != "ecb" and not iv_mode:
+        if mode != "ecb" and iv_mode is None:
             raise self.refuse("IV mechanism required")
         api = f"{mode}({cipher})"
         if iv_mode == "essiv":
-            if not options:
+            if options is None:
                 raise self.refuse("Digest algorithm missing for ESSIV mode")
             api = f"essiv({api},{options})"
         return count, api, iv_mode
@@ -345,6 +345,20 @@ class Crypt(Target):
         limits.logical_block_size = max(limits.logical_block_size, self.sector_size)
         limits.physical_block_size = max(limits.physical_block_size, self.sector_size)
         limits.io_min = max(limits.io_min, self.sector_size)
+
+
+def _cut(text: str | None, at: str) -> tuple[str | None, str | None]:
+    """What is before and behind the first `at`; None for what is not there at all (`strsep`)."""
+    if text is None:
+        return None, None
+    first, found, rest = text.partition(at)
+    return first, rest if found else None
+
+
+def _cut_last(text: str, at: str) -> tuple[str, str | None]:
+    """Likewise, at the last one (`strrchr`)."""
+    first, found, rest = text.rpartition(at)
+    return (first, rest) if found else (text, None)
 
 
 def _key_size(text: str) -> int:
