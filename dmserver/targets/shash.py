@@ -129,10 +129,10 @@ def _crc32c_table(bits: int) -> list[int]:
 
 def _crc32c(crc: int, data: Data) -> int:
     table = _crc32c_table(16)
-    if len(data) % 2:
-        raise ValueError(f"{len(data)} bytes: expected an even number")
-    for word in struct.unpack(f"<{len(data) // 2}H", data):
+    for word in struct.unpack_from(f"<{len(data) // 2}H", data):
         crc = table[(crc ^ word) & 0xFFFF] ^ crc >> 16
+    if len(data) % 2:
+        crc = _crc32c_table(8)[(crc ^ data[-1]) & 0xFF] ^ crc >> 8
     return crc
 
 

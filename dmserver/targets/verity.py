@@ -13,7 +13,6 @@ restart_on_corruption and panic_on_corruption fail the bio, as the default does:
 from __future__ import annotations
 
 import errno
-import hashlib
 import re
 import threading
 from collections import OrderedDict
@@ -33,6 +32,7 @@ from ..model.dm_target import (
     parse_sector,
     parse_u32,
 )
+from . import shash
 from .verity_fec import MAX_ROOTS, MIN_ROOTS, Fec, Layout
 
 __all__ = ["Verity"]
@@ -75,6 +75,7 @@ class Verity(Target):
             raise self.refuse("Device must be readonly")
         if len(argv) < 10:
             raise self.refuse("Not enough arguments")
+        options = self._option_words(Arguments(argv[10:]))
         self.format = self._uint(argv[0], "Invalid version")
         if self.format > 1:
             raise self.refuse("Invalid version")
@@ -93,7 +94,7 @@ class Verity(Target):
         if argv[9] != "-" and (len(argv[9]) % 2 or not _is_hex(argv[9])):
             raise self.refuse("Invalid salt")
         self.salt = bytes.fromhex(argv[9]) if argv[9] != "-" else b""
-        self._parse_options(Arguments(argv[10:]))
+        self._parse_options(options)
         self._lay_out()
         self.fec = self._make_fec()
         self.zero_digest = self._digest(bytes(self.data_block)) if "ignore_zero_blocks" in self.flags else None
@@ -127,27 +128,26 @@ class Verity(Target):
     def _set_algorithm(self, name: str) -> None:
         self.algorithm = name
         try:
-            self.digest_size = hashlib.new(name).digest_size
-        except ValueError:
-            self.digest_size = 0
-        if not self.digest_size:  # unknown, or of any size
-            raise self.refuse("Cannot initialize hash function", errno.ENOENT)
+            self.shash = shash.allocate(name)
+        except LookupError:
+            raise self.refuse("Cannot initialize hash function", errno.ENOENT) from None
+        self.digest_size = self.shash.digest_size
         self.log(f'{name} using implementation "{name}-generic"')
         if self.hash_block < 2 * self.digest_size:
             raise self.refuse("Digest size too big")
 
-    def _parse_options(self, args: Arguments) -> None:
+    def _option_words(self, args: Arguments) -> Arguments:
+        """The options, whose number is checked before all else."""
+        try:
+            return Arguments(args.take(args.group(0, MAX_OPTIONS) if args else 0))
+        except ValueError:
+            raise self.refuse("Invalid number of feature args") from None
+
+    def _parse_options(self, words: Arguments) -> None:
         self.mode = ""
         self.flags: set[str] = set()
         self.fec_dev: DmPdev | None = None
         self.fec_blocks = self.fec_start = self.fec_roots = 0
-        if not args:
-            return
-        try:
-            count = args.group(0, MAX_OPTIONS)
-        except ValueError:
-            raise self.refuse("Invalid number of feature args") from None
-        words = Arguments(args.take(count))
         while words:
             word = words.shift()
             option = word.lower()
@@ -215,11 +215,7 @@ class Verity(Target):
     # -- the tree ---------------------------------------------------------------------------------------
 
     def _digest(self, data: bytes | bytearray | memoryview) -> bytes:
-        state = hashlib.new(self.algorithm, self.salt if self.format else b"")
-        state.update(data)
-        if not self.format:
-            state.update(self.salt)
-        return state.digest()
+        return self.shash.digest(self.salt, data) if self.format else self.shash.digest(data, self.salt)
 
     def _place(self, block: int, level: int) -> tuple[int, int]:
         """(hash block, offset in it) of what covers a data block on a level."""

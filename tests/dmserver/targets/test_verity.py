@@ -79,8 +79,14 @@ def test_refusals(params: str, message: str) -> None:
     assert Bench().refusal(Verity, 64, params, read_only=True) == (errno.EINVAL, message)
 
 
-def test_a_digest_of_any_size_is_no_hash() -> None:
-    refusal = Bench().refusal(Verity, 64, f"1 1:0 1:1 4096 4096 8 0 shake_128 {ROOT} -", read_only=True)
+def test_the_number_of_options_is_checked_before_devices() -> None:
+    refusal = Bench().refusal(Verity, 64, f"2 77:7 1:1 4096 4096 8 0 sha256 {ROOT} - 15", read_only=True)
+    assert refusal == (errno.EINVAL, "Invalid number of feature args")
+
+
+@pytest.mark.parametrize("name", ["shake_128", "SHA256", "blake2b"])
+def test_hashes_go_by_the_kernels_names(name: str) -> None:
+    refusal = Bench().refusal(Verity, 64, f"1 1:0 1:1 4096 4096 8 0 {name} {ROOT} -", read_only=True)
     assert refusal == (errno.ENOENT, "Cannot initialize hash function")
 
 
