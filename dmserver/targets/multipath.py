@@ -143,7 +143,7 @@ class Multipath(Target):
     def _parse_path(self, group: PriorityGroup, name: str, *argv: str) -> Path:
         path = Path(self.get_device(name, "error getting device"), group.number)
         if self.hw_handler:
-            raise self.refuse("error attaching hardware handler")
+            raise self.refuse("error attaching hardware handler", errno.ENODEV)
         selector = group.selector
         try:
             selector.add_path(path, argv, lambda text: self.log(text, f"multipath {selector.name}"))
@@ -318,8 +318,8 @@ class Multipath(Target):
     def _group_number(self, text: str, where: str) -> int:
         try:
             number = parse_u32(text)
-            if number > len(self.groups) or not self.groups:
-                raise ValueError(f"{number}: expected at most {len(self.groups)}")
+            if not 1 <= number <= len(self.groups):
+                raise ValueError(f"{number}: expected a number from 1 to {len(self.groups)}")
         except ValueError:
             raise self._refuse(f"invalid PG number supplied to {where}") from None
         return number
@@ -329,14 +329,11 @@ class Multipath(Target):
         with self._lock:
             for group in self.groups:
                 group.bypassed = False
-            if number:
-                self.current, self.next = None, self.groups[number - 1]
+            self.current, self.next = None, self.groups[number - 1]
         self.queue_work(self.event)
 
     def _bypass_group(self, text: str, bypassed: bool) -> None:
         number = self._group_number(text, "bypass_pg")
-        if not number:  # the kernel takes it, and follows a wild pointer
-            raise self._refuse("invalid PG number supplied to bypass_pg")
         with self._lock:
             self.groups[number - 1].bypassed = bypassed
             self.current = None

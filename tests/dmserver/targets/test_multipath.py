@@ -49,11 +49,15 @@ def test_recorded_constructors() -> None:
         (f"{BIO} 1 1 round-robin 0 1 2 1:0 1 1", "round-robin ps: incorrect number of arguments"),
         (f"{BIO} 1 1 queue-length 0 1 1 1:0 x", "queue-length ps: invalid repeat count"),
         (f"{BIO} 1 1 service-time 0 1 2 1:0 1 101", "service-time ps: invalid relative_throughput value"),
-        ("0 1 alua 1 1 round-robin 0 1 0 1:0", "error attaching hardware handler"),
     ],
 )
 def test_refusals(params: str, message: str) -> None:
     assert Bench().refusal(Multipath, 64, params) == (errno.EINVAL, message)
+
+
+def test_only_scsi_devices_have_hardware_handlers() -> None:
+    refusal = Bench().refusal(Multipath, 64, "0 1 alua 1 1 round-robin 0 1 0 1:0")
+    assert refusal == (errno.ENODEV, "error attaching hardware handler")
 
 
 @pytest.mark.parametrize(
@@ -204,6 +208,7 @@ def test_groups_by_message() -> None:
         (["bogus"], errno.EINVAL, "Invalid multipath message arguments. Expected 2 arguments, got 1."),
         (["bogus", "1:0"], errno.EINVAL, "Unrecognised multipath message received: bogus"),
         (["switch_group", "3"], errno.EINVAL, "invalid PG number supplied to switch_pg_num"),
+        (["switch_group", "0"], errno.EINVAL, "invalid PG number supplied to switch_pg_num"),
         (["disable_group", "0"], errno.EINVAL, "invalid PG number supplied to bypass_pg"),
         (["fail_path", "77:7"], errno.ENXIO, "message: error getting device 77:7"),
     ],
