@@ -12,7 +12,7 @@ from .syscalls import machine
 if TYPE_CHECKING:
     from dmserver.control.session import Session
 
-__all__ = ["Caller", "Fault"]
+__all__ = ["Caller", "Fault", "Stale"]
 
 PATH_MAX = 4096
 
@@ -22,6 +22,10 @@ class Fault(OSError):
 
     def __init__(self, address: int) -> None:
         super().__init__(errno.EFAULT, f"{os.strerror(errno.EFAULT)}: address {address:#x}")
+
+
+class Stale(Fault):
+    """The memory is that of a program which is gone: another has the thread's number now."""
 
 
 class Caller:
@@ -40,11 +44,14 @@ class Caller:
     # -- memory -----------------------------------------------------------------------------------------
 
     def read(self, address: int, size: int) -> bytes:
-        """Up to `size` bytes, as many as can be read."""
+        """Up to `size` bytes, as many as can be read. Raises Stale."""
         try:
-            return os.pread(self._mem, size, address)
+            data = os.pread(self._mem, size, address)
         except (OSError, OverflowError):
             return b""
+        if size and not data:
+            raise Stale(address)
+        return data
 
     def read_exactly(self, address: int, size: int) -> bytes:
         """Just so many bytes. Raises Fault."""
@@ -75,7 +82,7 @@ class Caller:
         except (OSError, OverflowError):
             raise Fault(address) from None
         if written < len(data):
-            raise Fault(address)
+            raise Fault(address) if written else Stale(address)
 
     # -- descriptors and directories ----------------------------------------------------------------------
 

@@ -234,27 +234,25 @@ class Files:
         return found
 
     def chdir(self, call: Call) -> int | Outcome:
-        place = self.paths.lookup(call.caller, AT_FDCWD, call.string(0), follow=True)
-        tgid = call.caller.tgid
-        if place is None or (place.node is None and not place.ours):
-            if self.paths.cwds:
-                self.paths.cwds[tgid] = None
-            return CONTINUE
-        if isinstance(place.node, Dir) and place.node.overlay and not place.ours and os.path.isdir(place.real):
-            if self.paths.cwds:
-                self.paths.cwds[tgid] = None
-            return CONTINUE
+        path = call.string(0)
+        place = self.paths.lookup(call.caller, AT_FDCWD, path, follow=True)
+        node = place.node if place else None
+        if place is None or (not place.ours and (node is None or (isinstance(node, Dir) and node.overlay))):
+            if os.path.isdir(place.real if place else call.caller.root + path):
+                self.paths.moved(call.caller, None)
+                return CONTINUE
+            if place is None or node is None:
+                return CONTINUE  # the kernel tells why not
         if place.node is not None and not isinstance(_existing(place.node), Dir | Private):
             return -errno.ENOTDIR
         if place.node is None and not os.path.isdir(place.real):
             os.stat(place.real)
             return -errno.ENOTDIR
-        self.paths.cwds[tgid] = place.path
+        self.paths.moved(call.caller, place.path)
         return 0
 
     def fchdir(self, call: Call) -> int | Outcome:
-        if self.paths.cwds:
-            self.paths.cwds[call.caller.tgid] = None
+        self.paths.moved(call.caller, None)
         return CONTINUE
 
     def getcwd(self, call: Call) -> int | Outcome:

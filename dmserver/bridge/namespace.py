@@ -10,8 +10,10 @@ import os
 import stat
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING
 
+from dmproto.records import Dev
 from dmserver.io.blockdev import BlockDevice
 
 from .loopdev import LOOP_CONTROL_DEV
@@ -119,14 +121,25 @@ def _block(device: BlockDevice) -> Special:
 
 def _dev(space: Namespace, name: bytes) -> Dir:
     def entries() -> Mapping[bytes, Node]:
-        nodes: dict[bytes, Node] = {b"mapper": _mapper(space, b"mapper"), b"loop-control": LOOP_CONTROL}
-        for device in space.devices:
-            path = os.fsencode(device.path)
-            if path.startswith(b"/dev/"):
-                nodes[path[5:].split(b"/")[0]] = _block(device)
-        return nodes
+        return {
+            **dict.fromkeys(_natives(space).values(), ABSENT),
+            **_devices_below(space, b"/dev/"),
+            b"mapper": _mapper(space, b"mapper"),
+            b"loop-control": LOOP_CONTROL,
+        }
 
     return Dir(entries, overlay=True)
+
+
+def _devices_below(space: Namespace, directory: bytes) -> dict[bytes, Node]:
+    nodes: dict[bytes, Node] = {}
+    for device in space.devices:
+        path = os.fsencode(device.path)
+        if path.startswith(directory):
+            name, deeper, _ = path[len(directory) :].partition(b"/")
+            below = directory + name + b"/"
+            nodes[name] = Dir(partial(_devices_below, space, below), overlay=True) if deeper else _block(device)
+    return nodes
 
 
 def _mapper(space: Namespace, name: bytes) -> Dir:
@@ -165,7 +178,7 @@ def _dev_node(space: Namespace, name: bytes) -> Node | None:
         minor = name[3:]
         device = space.devices.by_dev((space.devices.major, int(minor))) if minor.isdigit() else None
         return _block(device) if device else ABSENT
-    return space._disk(b"/dev/" + name)
+    return space._disk(b"/dev/" + name) or (ABSENT if _is_hidden(space, name) else None)
 
 
 # -- /sys ---------------------------------------------------------------------------------------------------
@@ -186,14 +199,20 @@ def _links(target: str) -> Callable[[Namespace, bytes], Dir]:
     return directory
 
 
-def _natives(space: Namespace) -> dict[bytes, bytes]:
-    """The kernel's own devices of our major, which nobody sees here: their names by MAJ:MIN."""
-    directory, ours = b"/sys/dev/block/", b"%d:" % space.devices.major
+@lru_cache(maxsize=1)
+def _kernels(major: int, numbers: frozenset[Dev]) -> dict[bytes, bytes]:
+    """The kernel's own devices of a major, and those of some numbers: their names by MAJ:MIN."""
+    directory, taken = b"/sys/dev/block/", {b"%d:%d" % number for number in numbers}
     try:
-        numbers = [number for number in os.listdir(directory) if number.startswith(ours)]
-        return {number: os.path.basename(os.readlink(directory + number)) for number in numbers}
+        hidden = [n for n in os.listdir(directory) if n in taken or n.startswith(b"%d:" % major)]
+        return {number: os.path.basename(os.readlink(directory + number)) for number in hidden}
     except OSError:
         return {}
+
+
+def _natives(space: Namespace) -> dict[bytes, bytes]:
+    """The kernel's own devices that have our numbers, and that nobody sees here: their names by MAJ:MIN."""
+    return _kernels(space.devices.major, frozenset(disk.dev for disk in space.devices.disks()))
 
 
 def _hidden_names(space: Namespace) -> dict[bytes, Node]:

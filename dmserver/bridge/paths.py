@@ -18,6 +18,7 @@ from .syscalls import AT_FDCWD
 __all__ = ["Paths", "Place"]
 
 MAX_LINKS = 40
+CWDS = 256  #: processes of which dead ones are forgotten
 SYSTEM = (b"/usr/", b"/lib/", b"/lib64/", b"/etc/", b"/bin/", b"/sbin/", b"/proc/self/")
 DELETED = b" (deleted)"
 
@@ -40,7 +41,7 @@ class Paths:
         self.space = space
         self.shadow = shadow
         #: Where a process is, if it changed to a directory of ours by its path; None: where the kernel says.
-        self.cwds: dict[int, bytes | None] = {}
+        self._cwds: dict[int, bytes | None] = {}
 
     def lookup(self, caller: Caller, dirfd: int, path: bytes, *, follow: bool) -> Place | None:
         """Walk `path`; None when it leads nowhere near the namespace. OSError(ENOENT for "", ELOOP, EBADF)."""
@@ -55,7 +56,7 @@ class Paths:
     def base(self, caller: Caller, dirfd: int) -> tuple[bytes, bool]:
         """The directory that relative paths start from, and whether it is one of ours."""
         if dirfd == AT_FDCWD:
-            if self.cwds and (cwd := self._cwd(caller)) is not None:
+            if self._cwds and (cwd := self._cwd(caller)) is not None:
                 return cwd, True
             where = caller.link("cwd")
         else:
@@ -68,9 +69,17 @@ class Paths:
 
     def _cwd(self, caller: Caller) -> bytes | None:
         """A process that was not seen before is where its parent was."""
-        if caller.tgid not in self.cwds:
-            self.cwds[caller.tgid] = self.cwds.get(int(caller.status("PPid")))
-        return self.cwds[caller.tgid]
+        if caller.tgid not in self._cwds:
+            self.moved(caller, self._cwds.get(int(caller.status("PPid"))))
+        return self._cwds.get(caller.tgid)
+
+    def moved(self, caller: Caller, path: bytes | None) -> None:
+        """A process is in a directory of ours from now on, or (None) where the kernel says."""
+        if path is None and not self._cwds:
+            return
+        if len(self._cwds) >= CWDS:
+            self._cwds = {tgid: cwd for tgid, cwd in self._cwds.items() if os.path.exists(f"/proc/{tgid}")}
+        self._cwds[caller.tgid] = path
 
     def unshadow(self, real: bytes) -> bytes | None:
         """The path in the namespace whose shadow `real` is."""

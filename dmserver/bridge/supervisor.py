@@ -25,7 +25,7 @@ from enum import Enum, auto
 from dmserver.control.session import Cancel
 from dmserver.loop import Loop
 
-from .caller import Caller
+from .caller import Caller, Stale
 from .seccomp import Listener
 
 __all__ = ["ANSWERED", "CONTINUE", "Call", "Handler", "Outcome", "Supervisor"]
@@ -150,7 +150,11 @@ class Supervisor:
         id, tid, _, nr = received[:4]
         name, handler = self.handlers[nr]
         try:
-            outcome = handler(Call(self, name, id, self._callers.get(tid) or self._caller(tid), received[6:]))
+            try:
+                outcome = handler(Call(self, name, id, self._callers.get(tid) or self._caller(tid), received[6:]))
+            except Stale:  # execve(2) from another thread than the first, or a number used again
+                self.forget(tid)
+                outcome = handler(Call(self, name, id, self._caller(tid), received[6:]))
         except OSError as error:
             outcome = -(error.errno or errno.EIO)
         except Exception:  # a caller must not hang on a mistake of ours

@@ -140,6 +140,17 @@ def test_directories_of_a_dead_client_are_forgotten(dm_run: Run) -> None:
     )
 
 
+def test_a_directory_that_is_not_there_moves_nobody(dm_run: Run) -> None:
+    done = dm_run("sh", "-c", "cd /dev/mapper; cd /nowhere || cd /usr/nowhere || ls", check=False)
+    assert done.stdout == "control\n"
+
+
+def test_another_thread_than_the_first_executes_a_program(dm_run: Run) -> None:
+    script = """import os, threading; os.listdir("/dev/mapper")
+threading.Thread(target=os.execvp, args=("ls", ["ls", "/dev/mapper"])).start()"""
+    assert dm_run("python3", "-c", script).stdout == "control\n"
+
+
 def test_what_is_not_ours_is_the_kernels(dm_run: Run, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("text")
     (tmp_path / "link").symlink_to("file")
