@@ -341,8 +341,10 @@ class Integrity(Target):
         return MapResult.SUBMITTED
 
     def _written(self, bio: Bio, error: int) -> None:
-        """Commit in a while what was written, if nothing else makes us."""
-        if self.io.pending and not self.timer_runs:
+        """Commit what was written in a while, if nothing else makes us; before a suspension that has begun is over."""
+        if self.suspending:
+            self._commit()
+        elif self.io.pending and not self.timer_runs:
             self.timer_runs = True
             self.call_later(self.numbers["commit_time"] / 1000, self._commit)
         bio.endio(error)
@@ -354,7 +356,6 @@ class Integrity(Target):
             self.queue.start(self.io.commit(), lambda error: self.release())
 
     def presuspend(self) -> None:
-        """The suspension waits for the commit; what bios that still come bring is left to `postsuspend`."""
         self.suspending = True
         self._commit()
 
@@ -363,6 +364,7 @@ class Integrity(Target):
         self._recalculate()
 
     def postsuspend(self) -> None:
+        """A removal does not wait for the commit."""
         self.queue.run(self.io.commit())
 
     def resume(self) -> None:

@@ -19,6 +19,7 @@ from dmserver.io.work import ThreadWork
 from dmserver.model.dm_dev import DmDev
 from dmserver.targets.crypt import Crypt
 from dmserver.targets.delay import Delay
+from dmserver.targets.integrity import Integrity
 from dmserver.targets.mirror import Mirror
 from dmserver.targets.multipath import Multipath
 from dmserver.targets.snapshot import Snapshot
@@ -121,6 +122,19 @@ def test_snapshots_and_a_merge(bench: Bench) -> None:
     assert _all(org) == expected
     _hammer(bench, org)
     assert _all(other) == before
+
+
+@pytest.mark.parametrize("params", ["1:0 0 - J 3 meta_device:253:0 commit_time:5", "1:0 0 - D 2 fix_padding"])
+def test_integrity(bench: Bench, params: str) -> None:
+    params += " internal_hash:crc32c"
+    device = bench.load("i", (Integrity, SIZE, params))
+    everything = memoryview(bytes(SIZE * 512))
+    assert submit_and_wait(device, Op.WRITE, 0, SIZE, everything) == 0
+    _hammer(bench, device)
+    before = _all(device)
+    _suspend(device)
+    bench.remove(device)
+    assert _all(bench.load("i", (Integrity, SIZE, params))) == before
 
 
 def test_thin_devices(bench: Bench, tmp_path: Path) -> None:
