@@ -1,8 +1,8 @@
 """The socket: clients of all three forms on one Unix socket (specs/socket.md).
 
-Theory of operation. Each wake-up of a connection reads once, handles every whole message that is there, and writes all
-replies at once. A whole ioctl that came alone, as most do, takes the short way from the read to its handler and from
-there to the write (`_lone_ioctl`); everything else goes through the stream. Rules:
+Theory of operation. Each wake-up of a connection reads once, handles the whole messages that are there, and writes
+their replies at once. A whole ioctl that came alone, as most do, takes the short way from the read to its handler and
+from there to the write (`_lone_ioctl`); everything else goes through the stream. Rules:
 
 1. A connection is busy with one message at a time, so replies come in order; one that waits (`parked`) holds up its
    own connection only. So does one with many messages, which are handled some at a turn, and one with long texts, which

@@ -74,6 +74,18 @@ def test_any_split_of_the_bytes_gives_the_same_replies(server: Served) -> None:
         assert b"".join(iter(lambda: connection.recv(1 << 16), b"")) == whole
 
 
+@pytest.mark.parametrize("word", ["VERSION", "LIST_DEVICES", "DEV_STATUS", "DEV_CREATE", "DEV_WAIT", "TABLE_STATUS"])
+def test_an_ioctl_alone_is_answered_like_one_among_others(server: Served, word: str) -> None:
+    request = binary(word, name="" if word == "LIST_DEVICES" else "a")
+    server.exchange(plist("create", name="a"))
+    if word == "DEV_WAIT":
+        server.host.mapper.devices[0].event()
+    with server.connect() as connection:
+        connection.sendall(request)
+        alone = connection.recv(1 << 16)
+    assert server.exchange(b"\0" + request) == alone
+
+
 @pytest.mark.parametrize(
     ("data", "number"),
     [
