@@ -12,10 +12,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from functools import wraps
 from typing import Any, ParamSpec
 
-from dmproto.records import SECTOR_SIZE
-
-from ..io.bio import Op
-from ..io.blockdev import BlockDevice
+from ..model.dm_target import SECTOR_SIZE, BlockDevice, Op
 from .integrity_journal import Entry, Journal, JournalError
 from .integrity_layout import Layout, SbFlag
 from .serial import Job, Request

@@ -12,8 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from dmproto.records import SECTOR_SIZE
-
+from ..model.dm_target import SECTOR_SIZE
 from .integrity_layout import JOURNAL_BLOCK_SECTORS, JOURNAL_SECTOR_DATA, Layout, SbFlag
 from .shash import Shash
 

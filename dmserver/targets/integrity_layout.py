@@ -14,8 +14,7 @@ import struct
 from dataclasses import astuple, dataclass
 from enum import IntFlag
 
-from dmproto.records import SECTOR_SIZE
-
+from ..model.dm_target import SECTOR_SIZE
 from .shash import Shash
 
 __all__ = ["SB_SECTORS", "Layout", "SbFlag", "Superblock"]

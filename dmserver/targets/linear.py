@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from ..model.dm_pdev import DmPdev
-from ..model.dm_target import Extent, StatusType, Target, parse_sector
+from ..model.dm_target import DmPdev, Extent, StatusType, Target, parse_sector
 
 __all__ = ["Linear"]
 

@@ -13,9 +13,7 @@ from collections import deque
 from collections.abc import Callable, Generator
 from typing import NamedTuple
 
-from ..io.bio import Op
-from ..io.blockdev import BlockDevice
-from ..model.dm_target import submit
+from ..model.dm_target import BlockDevice, Op, submit
 
 __all__ = ["Job", "Request", "SerialQueue"]
 

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from ..model.args import parse_uint
-from ..model.dm_pdev import DmPdev
 from ..model.dm_target import (
     SECTOR_SIZE,
     Bio,
+    DmPdev,
     EndIo,
     Extent,
     MapResult,
@@ -20,6 +19,7 @@ from ..model.dm_target import (
     QueueLimits,
     StatusType,
     Target,
+    parse_uint,
 )
 from .pool import Pool
 from .pool_state import Mode

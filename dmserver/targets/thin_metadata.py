@@ -16,8 +16,7 @@ from collections.abc import Callable
 from dataclasses import astuple, dataclass, field
 from typing import NamedTuple
 
-from dmproto.records import SECTOR_SIZE
-
+from ..model.dm_target import SECTOR_SIZE
 from .persistent_data import BLOCK_SIZE, BTree, Corrupt, Transaction, checksum, seal
 from .space_map import DataSpaceMap, MetadataSpaceMap
 

@@ -11,11 +11,11 @@ import errno
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
-from ..model.dm_pdev import DmPdev
 from ..model.dm_target import (
     SECTOR_SIZE,
     Arguments,
     Bio,
+    DmPdev,
     MapResult,
     QueueLimits,
     StatusType,

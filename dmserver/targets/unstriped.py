@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from ..model.dm_target import Bio, DmPdev, MapResult, Op, StatusType, Target, TargetError, parse_sector, parse_uint
+from ..model.dm_target import DmPdev, Extent, StatusType, Target, TargetError, parse_sector, parse_uint
 
 __all__ = ["Unstriped"]
 
@@ -45,12 +45,10 @@ class Unstriped(Target):
             pass
         raise self.refuse(complaint)
 
-    def map(self, bio: Bio) -> MapResult:
-        bio.bdev = self.dev.bdev
-        if bio.op is not Op.FLUSH:
-            row = bio.sector // self.chunk  # of the mapped device: the kernel does not take off where the target begins
-            bio.sector += (row * (self.stripes - 1) + self.stripe) * self.chunk + self.start
-        return MapResult.REMAPPED
+    def remap(self, sector: int) -> Extent:
+        row, within = divmod(sector, self.chunk)  # of the mapped device: the kernel does not take off `begin`
+        skipped = row * (self.stripes - 1) + self.stripe
+        return Extent(self.dev.bdev, self.start + sector + skipped * self.chunk, self.chunk - within)
 
     def status(self, kind: StatusType) -> str:
         if kind is StatusType.INFO:

@@ -28,10 +28,8 @@ def test_a_table_names_a_file_of_the_working_directory(tmp_path: Path) -> None:
 
 def test_the_kernels_devices_of_the_same_numbers_are_hidden(tmp_path: Path) -> None:
     (tmp_path / "disk.img").write_bytes(bytes(1 << 20))
-    script = (
-        "ls -R /dev/disk; find /dev -type b -exec stat -c '%Hr:%Lr %n' {} + | grep ^7:0; ls /sys/dev/block/7:0/slaves"
-    )
-    script += "; ls /sys/dev/block/7:0/slaves; grep -lx 7:0 /sys/block/*/dev"
+    script = """ls -R /dev/disk; find /dev -type b -exec stat -c '%Hr:%Lr %n' {} + | grep ^7:0
+    ls /sys/dev/block/7:0/slaves; grep -lx 7:0 /sys/block/*/dev"""
     done = run("--pdev", f"/dev/disk/by-id/x={tmp_path}/disk.img", "--", "sh", "-c", script)
     listing, _, rest = done.stdout.partition("7:0 ")
     assert listing == "/dev/disk:\nby-id\n\n/dev/disk/by-id:\nx\n"
