@@ -25,7 +25,6 @@ import select
 import socket
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from struct import Struct
 from typing import Any, TypeVar
 
 from dmproto.errors import BadMessage
@@ -39,6 +38,7 @@ from dmproto.stream import (
     binary_reply,
 )
 
+from .acceptor import Acceptor
 from .control.session import Cancel, Session
 from .host import Host
 from .loop import Loop
@@ -55,8 +55,6 @@ READER_LIMIT = 131072
 _READ = 1 << 16
 _TURN = 128  #: messages that are handled before others have their turn
 _IN, _OUT, _GONE = select.EPOLLIN, select.EPOLLOUT, select.EPOLLHUP | select.EPOLLERR
-_ACCEPT_PAUSE = 0.1
-_UCRED = Struct("3i")
 
 _Result = TypeVar("_Result")
 
@@ -96,44 +94,24 @@ class Server:
         self.before_replies = before_replies
         self.texts = TextThread(loop.call_soon_threadsafe)
         self.verbose = _log.isEnabledFor(logging.DEBUG)
-        self._listener = listener
         self._policy = policy
         self._connections: dict[int, _Connection] = {}
         host.mapper.call_soon = loop.call_soon_threadsafe
-        loop.add(listener.fileno(), select.EPOLLIN, self._acceptable)
+        self._acceptor = Acceptor(loop, listener, self._admit)
 
     def close(self) -> None:
         """Take no more requests, answer those that wait with EINTR, and close all connections."""
-        self.loop.remove(self._listener.fileno())
+        self._acceptor.close()
         for connection in list(self._connections.values()):
             connection.shut_down()
         self.texts.close()
 
-    def _acceptable(self, events: int) -> None:
-        while True:
-            try:
-                peer, _ = self._listener.accept()
-            except BlockingIOError:
-                return
-            except OSError as failure:
-                _log.error("accept: %s; pausing", failure.strerror)
-                self.loop.modify(self._listener.fileno(), 0)
-                self.loop.call_later(_ACCEPT_PAUSE, self._accept_again)
-                return
-            self._admit(peer)
-
-    def _accept_again(self) -> None:
-        if self._listener.fileno() >= 0:
-            self.loop.modify(self._listener.fileno(), select.EPOLLIN)
-
-    def _admit(self, peer: socket.socket) -> None:
-        pid, uid, _ = _UCRED.unpack(peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+    def _admit(self, peer: socket.socket, uid: int, pid: int) -> None:
         privileged = uid in self._policy.admins
         if not privileged and uid not in self._policy.readers:
             _log.warning("refused peer uid=%d pid=%d", uid, pid)
             peer.close()
             return
-        peer.setblocking(False)
         fd = peer.detach()
         _log.debug("connected fd=%d uid=%d pid=%d privileged=%s", fd, uid, pid, privileged)
         self._connections[fd] = connection = _Connection(self, fd, self.host.open(privileged=privileged))

@@ -11,14 +11,13 @@ import os
 import select
 import socket
 from collections.abc import Callable
-from struct import Struct
 
+from dmserver.acceptor import Acceptor
 from dmserver.loop import Loop
 
 __all__ = ["Doorway", "bridge_path", "join"]
 
 _HELLO = b"b"
-_UCRED = Struct("3i")
 
 
 def bridge_path(path: str) -> str:
@@ -27,8 +26,8 @@ def bridge_path(path: str) -> str:
 
 
 class Doorway:
-    """The server's end. `listener` is a listening socket; `supervise` gets each filter's listener, from peers whose
-    uid `may` lets in."""
+    """The server's end. `listener` is a listening, non-blocking socket; `supervise` gets each filter's listener, from
+    peers whose uid `may` lets in."""
 
     def __init__(
         self, loop: Loop, listener: socket.socket, supervise: Callable[[int], None], may: Callable[[int], bool]
@@ -38,24 +37,18 @@ class Doorway:
         self._supervise = supervise
         self._may = may
         self._peers: dict[int, socket.socket] = {}
-        loop.add(listener.fileno(), select.EPOLLIN, self._acceptable)
+        self._acceptor = Acceptor(loop, listener, self._admit)
 
     def close(self) -> None:
-        self.loop.remove(self._listener.fileno())
+        self._acceptor.close()
         self._listener.close()
         for fd in tuple(self._peers):
             self._forget(fd)
 
-    def _acceptable(self, events: int) -> None:
-        try:
-            peer, _ = self._listener.accept()
-        except OSError:
-            return
-        _, uid, _ = _UCRED.unpack(peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+    def _admit(self, peer: socket.socket, uid: int, pid: int) -> None:
         if not self._may(uid):
             peer.close()
             return
-        peer.setblocking(False)
         fd = peer.fileno()
         self._peers[fd] = peer
         self.loop.add(fd, select.EPOLLIN, lambda events: self._greeted(fd))
