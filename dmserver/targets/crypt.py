@@ -211,8 +211,8 @@ class Crypt(Target):
         if not self.key_size and text != "-":
             raise TargetError(errno.EINVAL)
         known: bytes | None = None
-        if text.startswith(":"):
-            kind, _, description = text.lstrip(":0123456789").partition(":")
+        if match := _KEYRING.match(text):
+            kind, _, description = match[2].partition(":")
             if kind not in _KEY_TYPES or not description or re.search(r"\s", text):
                 raise TargetError(errno.EINVAL)
             known = self.shared(Keyring).get((kind, description))

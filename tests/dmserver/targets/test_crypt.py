@@ -34,6 +34,7 @@ def test_recorded_constructors() -> None:
         ("aes-cbc-plain :32:bogus:x 0 1:0 0", (errno.EINVAL, "Error decoding and setting key")),
         ("aes-cbc-plain :x:logon:x 0 1:0 0", (errno.EINVAL, "Cannot parse key size")),
         (f"aes-cbc {KEY} 0 1:0 0", (errno.EINVAL, "IV mechanism required")),
+        ("aes-cbc-plain :32:9logon:x 0 1:0 0", (errno.EINVAL, "Error decoding and setting key")),
         (f"aes- {KEY} 0 1:0 0", (errno.EINVAL, "IV mechanism required")),
         (f"aes--plain {KEY} 0 1:0 0", (errno.ENOENT, "Error allocating crypto tfm")),
         (f"aes-cbc- {KEY} 0 1:0 0", (errno.EINVAL, "Invalid IV mode")),
