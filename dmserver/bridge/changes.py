@@ -185,13 +185,17 @@ class Changes:
         return self._own(call, dirfd, path, follow, lambda node: change_owner(node, uid=uid, gid=gid))
 
     def chmod(self, call: Call) -> int | Outcome:
-        return self._chmod(call, AT_FDCWD, call.string(0), call.args[1])
+        return self._chmod(call, AT_FDCWD, call.string(0), call.args[1], follow=True)
 
     def fchmodat(self, call: Call) -> int | Outcome:
-        return self._chmod(call, call.fd(0), call.string(1), call.args[2])
+        return self._chmod(call, call.fd(0), call.string(1), call.args[2], follow=True)
 
-    def _chmod(self, call: Call, dirfd: int, path: bytes, mode: int) -> int | Outcome:
-        return self._own(call, dirfd, path, True, lambda node: change_owner(node, mode=mode))
+    def fchmodat2(self, call: Call) -> int | Outcome:
+        follow = not call.args[3] & AT_SYMLINK_NOFOLLOW
+        return self._chmod(call, call.fd(0), call.string(1), call.args[2], follow=follow)
+
+    def _chmod(self, call: Call, dirfd: int, path: bytes, mode: int, *, follow: bool) -> int | Outcome:
+        return self._own(call, dirfd, path, follow, lambda node: change_owner(node, mode=mode))
 
     def _own(self, call: Call, dirfd: int, path: bytes, follow: bool, change: Callable[[Node], Node]) -> int | Outcome:
         place = self.paths.lookup(call.caller, dirfd, path, follow=follow) if path else None

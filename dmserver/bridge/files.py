@@ -127,7 +127,7 @@ class Files:
             return real_attributes(os.stat(place.real, follow_symlinks=follow)) if place.ours else None
         return attributes(place.path, _existing(node))
 
-    # -- access, readlink, xattr, statfs -------------------------------------------------------------------
+    # -- access, readlink, xattr ------------------------------------------------------------------------
 
     def access(self, call: Call) -> int | Outcome:
         return self._access(call, AT_FDCWD, call.string(0), call.args[1], 0)

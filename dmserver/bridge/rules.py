@@ -50,7 +50,7 @@ SYSCALL_RULES: tuple[SyscallRule, ...] = (
     SyscallRule(1, "unlink unlinkat", "nodes are forgotten, or hidden where a rule has one", "changes"),
     SyscallRule(1, "rename renameat renameat2", "nodes are renamed; EXDEV to and from elsewhere", "changes"),
     SyscallRule(1, "chown lchown fchownat", "the node's owner", "changes"),
-    SyscallRule(1, "chmod fchmodat", "the node's mode", "changes"),
+    SyscallRule(1, "chmod fchmodat fchmodat2", "the node's mode", "changes"),
     SyscallRule(1, "utimensat", "0: times of nodes stand still", "changes"),
     SyscallRule(1, "execve execveat chroot", "carried out; what is known of the caller is void", "bridge", "forget"),
     SyscallRule(4, "add_key", "carried out; keys of type logon and user are remembered for crypt tables", "bridge"),

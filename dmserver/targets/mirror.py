@@ -15,7 +15,6 @@ from __future__ import annotations
 import errno
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 
 from ..model.dm_target import (
     Arguments,
@@ -32,24 +31,12 @@ from ..model.dm_target import (
     parse_u32,
 )
 from . import dirty_log
+from .mirror_legs import Leg, Legs
 from .region_hash import Region, RegionHash, State
 
 __all__ = ["Mirror"]
 
 MAX_LEGS = 9
-
-
-@dataclass(slots=True, eq=False)
-class Leg:
-    """`struct mirror`. `errors`: the letters of what went wrong (Flush, write = D, Sync, Read)."""
-
-    dev: DmPdev
-    offset: int
-    errors: set[str] = field(default_factory=set)
-
-    @property
-    def health(self) -> str:
-        return next((letter for letter in "FDSR" if letter in self.errors), "A")
 
 
 class _Carried:
@@ -78,8 +65,7 @@ class Mirror(Target):
             raise self.refuse("Invalid number of mirrors")
         if len(args) < 2 * count:
             raise self.refuse("Too few mirror arguments")
-        self.legs = [self._leg(*args.take(2)) for _ in range(count)]
-        self.default = self.legs[0]
+        self.legs = Legs(self._leg(*args.take(2)) for _ in range(count))
         self.max_io_len = self.region_log.region_size
         self._parse_features(args)
         if args:
@@ -147,7 +133,7 @@ class Mirror(Target):
             if not self.region_log.in_sync(bio.per_bio.sector // self.region_log.region_size):
                 self._read(bio)
                 return MapResult.SUBMITTED
-            leg = self._choose_leg()
+            leg = self.legs.choose()
             if leg is None:
                 return MapResult.KILL
             bio.per_bio.leg = leg
@@ -182,24 +168,18 @@ class Mirror(Target):
 
     # -- reads ------------------------------------------------------------------------------------------
 
-    def _choose_leg(self) -> Leg | None:
-        """A leg without errors, the default one first, then backwards."""
-        first = self.legs.index(self.default)
-        ordered = [self.legs[first - back] for back in range(len(self.legs))]
-        return next((leg for leg in ordered if not leg.errors), None)
-
     def _readable(self, sector: int) -> bool:
         """Some good leg has what is at `sector`."""
-        if not self.default.errors:
+        if not self.legs.default.errors:
             return True
-        return self.region_log.in_sync(sector // self.region_log.region_size) and self._choose_leg() is not None
+        return self.region_log.in_sync(sector // self.region_log.region_size) and self.legs.choose() is not None
 
     def _read(self, bio: Bio) -> None:
         sector = bio.per_bio.sector
         if self.region_log.in_sync(sector // self.region_log.region_size):
-            leg = self._choose_leg()
+            leg = self.legs.choose()
         else:
-            leg = None if self.default.errors else self.default
+            leg = None if self.legs.default.errors else self.legs.default
         if leg is None:
             bio.endio(errno.EIO)
             return
@@ -263,7 +243,7 @@ class Mirror(Target):
             if self.leg_failure and self.handle_errors and not self.keep_log:
                 self._fail(bio)
             else:
-                leg = self.default
+                leg = self.legs.default
                 self.submit(bio.op, leg.dev.bdev, leg.offset + bio.per_bio.sector, bio.data, bio.endio, fua=bio.fua)
         elif self.log_failure and self.handle_errors:
             self._fail(bio)
@@ -326,18 +306,15 @@ class Mirror(Target):
             leg.errors.add(how)
             if known or not self.handle_errors:
                 return
-            if leg is self.default:
+            if leg is self.legs.default:
                 if not self.in_sync and not self.keep_log:
                     number = leg.dev.number
                     self.log(f"Primary mirror ({number}) failed while out-of-sync: Reads may fail.", "raid1")
-                elif valid := self._valid_leg():
-                    self.default = valid
+                elif valid := self.legs.valid():
+                    self.legs.default = valid
                 else:
                     self.log("All sides of mirror have failed.", "raid1")
         self.queue_work(self.event)
-
-    def _valid_leg(self) -> Leg | None:
-        return next((leg for leg in self.legs if not leg.errors), None)
 
     def _fail(self, bio: Bio) -> None:
         with self._lock:
@@ -349,7 +326,7 @@ class Mirror(Target):
             if not self.log_failure:
                 self.in_sync = False
                 self._mark_nosync(bio)
-            if self._valid_leg() is None or (self.keep_log and self.log_failure):
+            if self.legs.valid() is None or (self.keep_log and self.log_failure):
                 bio.endio(errno.EIO)
             elif self.handle_errors and not self.keep_log:
                 self._hold(bio)
@@ -424,7 +401,7 @@ class Mirror(Target):
 
     def _recover(self, region: Region) -> None:
         sector = region.key * self.region_log.region_size
-        source = self.default
+        source = self.legs.default
         others = [leg for leg in self.legs if leg is not source]
 
         def done(read_failed: bool, write_failed: frozenset[int]) -> None:

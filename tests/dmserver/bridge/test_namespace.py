@@ -13,6 +13,8 @@ import pytest
 from dmserver.bridge.namespace import PATHS
 from dmserver.testing import PrivateServer
 
+FCHMODAT2 = "import ctypes; ctypes.CDLL(None).syscall(452, -100, b'/dev/mapper/vol', 0o640, 0)"
+
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
@@ -44,6 +46,7 @@ def sh(machine: PrivateServer, script: str) -> str:
         ("find /dev -maxdepth 1 -type b -name 'dm-*'; find /sys/block/ -name 'dm-*' -type l", None),
         ("exec 3</sys/block/dm-0/size; cat <&3; cat /dev/fd/3 3</sys/block/dm-0/ro", "64\n0\n"),
         ("python3 -c \"import os; print(os.fstat(os.open('/dev/dm-0', 0)).st_rdev == os.makedev(253, 0))\"", "True\n"),
+        (f'python3 -c "{FCHMODAT2}"; stat -c %a /dev/dm-0 /dev/mapper/vol', "640\n777\n"),
         ("ln -s /dev/mapper/vol /tmp/dm-link.$$; blockdev --getsz /tmp/dm-link.$$; rm /tmp/dm-link.$$", "64\n"),
         ("cp /sys/block/dm-0/size /tmp/dm-size.$$; cat /tmp/dm-size.$$; rm /tmp/dm-size.$$", "64\n"),
     ],
