@@ -1,14 +1,12 @@
 """NBD transmission: the requests of one connection, and its replies.
 
 All requests of one receive are answered by one send. Reads and writes that end at a disk are done at once, in the
-connection's thread; everything else is a bio, answered whenever that ends, by the connection's writer thread, so
-that a suspended device or a slow target keeps nothing else waiting. Rules:
+connection's thread; everything else is a bio (`nbd_pending`). Rules:
 
 1. A route is entered for the requests at hand and left before anything is sent: a client that reads slowly must not
    keep a device from being suspended.
 2. Replies go out whole, under the replies' `sending`. One that has begun cannot turn into an error: if its data
    fail, the connection ends.
-3. Requests that wait for bios own at most `MAX_WAITING` bytes of buffers; beyond that nothing more is read.
 """
 
 from __future__ import annotations
@@ -16,12 +14,9 @@ from __future__ import annotations
 import errno
 import mmap
 import os
-import queue
 import socket
 import struct
-import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from dmproto.records import SECTOR_SIZE
 
@@ -30,6 +25,7 @@ from .blockdev import BlockDevice
 from .disk import Disk
 from .extents import Piece, Route, allocation
 from .nbd_options import Garbage
+from .nbd_pending import Pending, Request
 from .nbd_proto import (
     ALLOCATION,
     EXTENT,
@@ -54,25 +50,12 @@ __all__ = ["Transmission"]
 SMALL = 64 << 10
 RECEIVE_BUFFER = 256 << 10
 SEND_BUFFER = 4 << 20
-MAX_WAITING = 64 << 20
 MAX_EXTENTS = 1024
 #: Seconds after which a send to a client that does not read is interrupted, to leave the route.
 SEND_TURN = 0.05
 
 _HEADER_SIZE = REQUEST.size
 _READ, _WRITE = int(Command.READ), int(Command.WRITE)  # an int compares faster
-
-
-@dataclass(slots=True)
-class _Request:
-    """A request that a bio does. `size`: bytes of buffer that it owns."""
-
-    kind: int
-    cookie: int
-    offset: int
-    size: int
-    data: memoryview | None = None
-    error: int = 0
 
 
 class Transmission:
@@ -86,20 +69,12 @@ class Transmission:
         self._replies = Replies(sock, structured=structured, before_sending=self._leave)
         self._route: Route | None = None
         self._mask = 511
-        self._thread = 0
-        self._answered: list[_Request] = []
-        self._gone: Callable[[], None] | None = None
-        self._waiting = 0
-        self._interrupted = False
-        self._room = threading.Condition()
-        self._ended: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
-        self._writer: threading.Thread | None = None
+        self._pending = Pending(self._replies)
 
     # -- requests ---------------------------------------------------------------------------------------
 
     def run(self) -> None:
         """Serve. OSError, EOFError or Garbage when the client goes or breaks the protocol."""
-        self._thread = threading.get_ident()
         seconds, fraction = divmod(SEND_TURN, 1)
         turn = struct.pack("ll", int(seconds), int(fraction * 1e6))
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, turn)
@@ -108,26 +83,16 @@ class Transmission:
 
     def interrupt(self) -> None:
         """Let `run` end soon. From any thread."""
-        self._interrupted = True
         try:
             self.sock.shutdown(socket.SHUT_RDWR)
         except OSError:
             pass
-        with self._room:
-            self._room.notify_all()
+        self._pending.interrupt()
 
     def close(self, idle: Callable[[], None]) -> None:
         """The client is gone. `idle` is called once no bio of this connection is under way, in any thread."""
         self._leave()
-        with self._room:
-            self._thread = 0
-            self._gone = idle
-            self._waiting -= sum(request.size + 1 for request in self._answered)
-            waiting = self._waiting
-            if self._writer is not None:
-                self._ended.put(None)
-        if not waiting:
-            idle()
+        self._pending.close(idle)
 
     def _serve(self) -> None:
         buffer = memoryview(mmap.mmap(-1, RECEIVE_BUFFER))
@@ -163,7 +128,7 @@ class Transmission:
                     start += _HEADER_SIZE
                     self._other(kind, cookie, offset, length, flags)
             self._leave()
-            self._collect()
+            self._pending.collect()
             self._replies.flush()
             if start:
                 buffer[: end - start] = bytes(buffer[start:end])
@@ -224,7 +189,7 @@ class Transmission:
             if (self._read_large if straight else self._read_pieces)(cookie, offset, length, pieces):
                 return
             self._leave()
-        self._bio(Op.READ, _Request(Command.READ, cookie, offset, length, memoryview(bytearray(length))))
+        self._bio(Op.READ, Request(Command.READ, cookie, offset, length, memoryview(bytearray(length))))
 
     def _read_quickly(self, route: Route, cookie: int, offset: int, length: int) -> bool:
         """A read of at most `SMALL` bytes that is one piece of a disk and finds room: what nearly all are. False, and
@@ -310,14 +275,10 @@ class Transmission:
         data = memoryview(bytearray(length))
         errors: list[int] = []
 
-        def done(bio: Bio) -> None:
-            with self._room:
-                errors.append(bio.error)
-                self._room.notify_all()
-
         sector, count = offset // SECTOR_SIZE, length // SECTOR_SIZE
+        done = lambda bio: self._pending.wake(lambda: errors.append(bio.error))  # noqa: E731
         self.bdev.submit_bio(Bio(Op.READ, sector, count, data, done, bdev=self.bdev))
-        self._wait_until(lambda: bool(errors))
+        self._pending.wait_until(lambda: bool(errors))
         if errors[0]:
             raise Garbage(f"the data of a reply that has begun cannot be read: {os.strerror(errors[0])}")
         return data
@@ -340,7 +301,7 @@ class Transmission:
             return
         self._leave()
         copy = memoryview(bytearray(data))
-        self._bio(Op.WRITE, _Request(Command.WRITE, cookie, offset, length, copy), fua=fua)
+        self._bio(Op.WRITE, Request(Command.WRITE, cookie, offset, length, copy), fua=fua)
 
     def _write_quickly(self, cookie: int, offset: int, data: memoryview) -> bool:
         """A write that is one piece of a disk. False for any other, and when it fails."""
@@ -383,7 +344,7 @@ class Transmission:
         self._leave()
         fua = bool(flags & CommandFlag.FUA)
         if kind == Command.FLUSH:
-            self._bio(Op.FLUSH, _Request(kind, cookie, 0, 0))
+            self._bio(Op.FLUSH, Request(kind, cookie, 0, 0))
         elif kind == Command.BLOCK_STATUS:
             self._block_status(cookie, offset, length, flags)
         elif kind not in (Command.TRIM, Command.WRITE_ZEROES):
@@ -393,21 +354,21 @@ class Transmission:
         elif error := self._refusal(offset, length):
             self._answer(kind, cookie, error)
         elif kind == Command.TRIM:
-            self._bio(Op.DISCARD, _Request(kind, cookie, offset, 0), length, fua=fua)
+            self._bio(Op.DISCARD, Request(kind, cookie, offset, 0), length, fua=fua)
         elif flags & CommandFlag.FAST_ZERO and (flags & CommandFlag.NO_HOLE or not self.bdev.limits.write_zeroes):
             self._answer(kind, cookie, errno.EOPNOTSUPP)
         else:
-            request = _Request(kind, cookie, offset, 0)
-            self._begin(request)
+            request = Request(kind, cookie, offset, 0)
+            self._pending.begin(request)
             issue_zeroout(
                 self.bdev,
                 offset // SECTOR_SIZE,
                 length // SECTOR_SIZE,
-                lambda error: self._done(request, error),
+                lambda error: self._pending.done(request, error),
                 fua=fua,
                 unmap=not flags & CommandFlag.NO_HOLE,
             )
-            self._collect()
+            self._pending.collect()
 
     def _block_status(self, cookie: int, offset: int, length: int, flags: int) -> None:
         error = self._refusal(offset, length)
@@ -426,75 +387,13 @@ class Transmission:
 
     # -- bios -------------------------------------------------------------------------------------------
 
-    def _bio(self, op: Op, request: _Request, length: int | None = None, *, fua: bool = False) -> None:
+    def _bio(self, op: Op, request: Request, length: int | None = None, *, fua: bool = False) -> None:
         count = (request.size if length is None else length) // SECTOR_SIZE
-        self._begin(request)
-        done = lambda bio: self._done(request, bio.error)  # noqa: E731
+        self._pending.begin(request)
+        done = lambda bio: self._pending.done(request, bio.error)  # noqa: E731
         bio = Bio(op, request.offset // SECTOR_SIZE, count, request.data, done, fua=fua, bdev=self.bdev)
         self.bdev.submit_bio(bio)
-        self._collect()
-
-    def _begin(self, request: _Request) -> None:
-        if self._waiting and self._waiting + request.size > MAX_WAITING:
-            self._replies.flush()
-            self._wait_until(lambda: not self._waiting or self._waiting + request.size <= MAX_WAITING)
-        with self._room:
-            self._waiting += request.size + 1
-
-    def _wait_until(self, condition: Callable[[], bool]) -> None:
-        with self._room:
-            self._room.wait_for(lambda: condition() or self._interrupted)
-        if self._interrupted:
-            raise EOFError
-
-    def _done(self, request: _Request, error: int) -> None:
-        """A bio ended, in any thread; what ends in the connection's own is answered with the rest of the batch."""
-        request.error = error
-        if threading.get_ident() == self._thread:
-            self._answered.append(request)
-            return
-        with self._room:
-            if self._gone is None:
-                if self._writer is None:
-                    self._writer = threading.Thread(target=self._write_replies, name="nbd-writer", daemon=True)
-                    self._writer.start()
-                self._ended.put(request)
-                return
-        self._finish(request)
-
-    def _collect(self) -> None:
-        """Answer what ended in this thread."""
-        while self._answered:
-            request = self._answered[0]
-            self._replies.put(*self._encode(request))
-            del self._answered[0]
-            self._finish(request)
-
-    def _encode(self, request: _Request) -> tuple[bytes, memoryview | bytes]:
-        """Header and data of a reply."""
-        if request.kind == Command.READ and not request.error and request.data is not None:
-            return self._replies.data_header(request.cookie, request.offset, request.size), request.data
-        return self._replies.status(request.kind, request.cookie, request.error), b""
+        self._pending.collect()
 
     def _answer(self, kind: int, cookie: int, error: int) -> None:
         self._replies.put(self._replies.status(kind, cookie, error))
-
-    def _finish(self, request: _Request) -> None:
-        with self._room:
-            self._waiting -= request.size + 1
-            self._room.notify_all()
-            idle = None if self._waiting else self._gone
-        if idle is not None:
-            idle()
-
-    def _write_replies(self) -> None:
-        gone = False
-        while (request := self._ended.get()) is not None:
-            try:
-                if not gone:
-                    with self._replies.sending:
-                        for part in self._encode(request):
-                            self._replies.send(part)
-            except OSError:
-                gone = True  # the client left; its thread sees that, too
-            self._finish(request)
