@@ -223,6 +223,8 @@ class NetbsdControl:
             return
         self.mapper.rename(device, new)
         self.mapper.devices[device.minor] = self.mapper.devices.pop(device.minor)
+        if self.mended and device.live is not None:
+            device.event()
         self._tell(device, _changed)
 
     def _tell(self, device: DmDev, uevent: Callable[[DmDev], None] | None = None) -> None:

@@ -93,7 +93,9 @@ def seen(spelling: Spelling) -> list[tuple[Any, ...]]:
         status = spelling.ok("DEV_STATUS", name=entry.name).header
         tables = [_table(spelling, entry.name, which) for which in (0, DmFlag.QUERY_INACTIVE)]
         deps = spelling.ok("TABLE_DEPS", name=entry.name).payload or ()
-        told = (status.flags & TOLD, status.target_count, status.open_count, status.event_nr, status.uuid)
+        device = spelling.host.mapper.by_name(entry.name)
+        assert device  # dictionaries tell no event number
+        told = (status.flags & TOLD, status.target_count, status.open_count, device.event_nr, status.uuid)
         devices.append((entry.name, entry.dev, huge_decode(status.dev), told, tables, sorted(deps)))  # type: ignore[type-var]
     return sorted(devices)
 
