@@ -9,15 +9,23 @@ import re
 from collections import deque
 from collections.abc import Iterable
 
+from dmproto.records import to_bytes, to_text
+
 __all__ = ["Arguments", "parse_sector", "parse_u32", "parse_uint", "split_args"]
 
-_SPACE = " \t\n\v\f\r"
+_SPACE = " \t\n\v\f\r\xa0"  # isspace(), which goes by Latin-1
 _ULL = re.compile(r"[ \t\n\v\f\r]*([0-9]+)\Z")
 _UINT = re.compile(r"\+?([0-9]+)\n?\Z")
 
 
 def split_args(params: str) -> list[str]:
-    """Split on white space; a backslash quotes the next character (`dm_split_args`)."""
+    """Split on white space; a backslash quotes the next byte (`dm_split_args`)."""
+    if params.isascii():
+        return _split(params)
+    return [to_text(word.encode("latin-1")) for word in _split(to_bytes(params).decode("latin-1"))]
+
+
+def _split(params: str) -> list[str]:
     args: list[str] = []
     current: list[str] | None = None
     characters = iter(params)

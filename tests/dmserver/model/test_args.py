@@ -4,9 +4,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dmproto.records import to_text
 from dmserver.model.args import Arguments, parse_sector, parse_u32, parse_uint, split_args
 
-WORDS = st.text(st.characters(exclude_characters=" \t\n\v\f\r\\", exclude_categories=["Cs"]), min_size=1)
+WORDS = st.text(st.characters(exclude_characters=" \t\n\v\f\r\\", exclude_categories=["Cs"]), min_size=1).filter(
+    lambda word: b"\xa0" not in word.encode()
+)
 
 
 @given(st.lists(WORDS))
@@ -20,6 +23,14 @@ def test_words_are_split_at_white_space(words: list[str]) -> None:
 )
 def test_backslashes_quote(params: str, words: list[str]) -> None:
     assert split_args(params) == words
+
+
+@pytest.mark.parametrize(
+    ("params", "words"),
+    [(b"a\xa0b", ["a", "b"]), (b"a\\\xa0b", ["a\udca0b"]), ("\u00e4 \u20ac".encode(), ["\u00e4", "\u20ac"])],
+)
+def test_a_space_of_latin_1_is_white_space(params: bytes, words: list[str]) -> None:
+    assert split_args(to_text(params)) == words
 
 
 @pytest.mark.parametrize(
