@@ -6,7 +6,8 @@ kernel's work. Rules:
 1. What is handed over is a fresh open file description with two marks that nothing else makes: the signal of
    F_SETSIG tells it from an ordinary open of the same file, and an open-file-description lock far behind every end
    tells, once it is gone, that the last descriptor was closed.
-2. The device counts an opener from the open until `sweep` finds the lock gone. Whoever looks at openers sweeps first.
+2. The device counts an opener from the open until `sweep` finds the lock gone. It sweeps before anybody looks at its
+   openers (`catch_up`), in whatever thread.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import itertools
 import os
 import sys
 import tempfile
+import threading
 from dataclasses import dataclass
 from struct import Struct
 from typing import TYPE_CHECKING
@@ -56,12 +58,14 @@ class Opens:
         self.mapper = mapper
         self._mount: FuseMount | None = None
         self._opens: list[_Open] = []
+        self._sweeping = threading.Lock()
         self._locks = itertools.count(FIRST_LOCK)
         self._by_link: dict[bytes, BlockDevice] = {}
 
     def close(self) -> None:
-        for opened in tuple(self._opens):
-            self._end(opened)
+        with self._sweeping:
+            for opened in tuple(self._opens):
+                self._end(opened)
         if self._mount is not None:
             self._mount.close()
             os.rmdir(self._mount.directory)
@@ -84,11 +88,13 @@ class Opens:
                 os.close(fd)
             raise
         opened = _Open(device, holder, probe, next(self._locks))
-        self._opens.append(opened)
+        device.catch_up = self.sweep
+        kind = fcntl.F_WRLCK if writing else fcntl.F_RDLCK
         try:
-            fcntl.fcntl(fd, F_SETSIG, MARK)
-            kind = fcntl.F_WRLCK if writing else fcntl.F_RDLCK
-            fcntl.fcntl(fd, F_OFD_SETLK, _FLOCK.pack(kind, os.SEEK_SET, opened.lock, 1, 0))
+            with self._sweeping:
+                self._opens.append(opened)
+                fcntl.fcntl(fd, F_SETSIG, MARK)
+                fcntl.fcntl(fd, F_OFD_SETLK, _FLOCK.pack(kind, os.SEEK_SET, opened.lock, 1, 0))
             self._by_link[os.fsencode(os.readlink(f"/proc/self/fd/{fd}"))] = device
             call.hand_over(fd, cloexec=bool(flags & os.O_CLOEXEC))
         finally:
@@ -110,10 +116,11 @@ class Opens:
         """Notice what was closed."""
         if not self._opens:
             return
-        for opened in tuple(self._opens):
-            asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, opened.lock, 1, 0)
-            if _FLOCK.unpack(fcntl.fcntl(opened.probe, F_OFD_GETLK, asked))[0] == fcntl.F_UNLCK:
-                self._end(opened)
+        with self._sweeping:
+            for opened in tuple(self._opens):
+                asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, opened.lock, 1, 0)
+                if _FLOCK.unpack(fcntl.fcntl(opened.probe, F_OFD_GETLK, asked))[0] == fcntl.F_UNLCK:
+                    self._end(opened)
 
     def _data(self, device: BlockDevice, flags: int) -> int:
         """A fresh description of what holds the device's data; without O_DIRECT where the file system lacks it."""

@@ -6,7 +6,7 @@ import errno
 import os
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from dmproto.records import SECTOR_SIZE, Dev
@@ -39,7 +39,9 @@ class BlockDevice(ABC):
         self.path = path
         self.dev = dev
         self.limits = QueueLimits()
-        self.openers = 0
+        self._openers = 0
+        #: Called before openers or the holder are looked at, by who notices a close only when asked.
+        self.catch_up: Callable[[], None] | None = None
         self.holder: object | None = None
         self.claims = 0
         self._opening = threading.Lock()
@@ -63,12 +65,14 @@ class BlockDevice(ABC):
     def open(self, *, holder: object | None = None) -> None:
         """Count an opener. With `holder`, exclusively: OSError(EBUSY) when another holder has the device. Callable
         from any thread, as is `close`."""
+        if holder is not None and self.catch_up is not None:
+            self.catch_up()
         with self._opening:
             if holder is not None and self.holder not in (None, holder):
                 raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), self.path)
-            if self.openers == 0:
+            if self._openers == 0:
                 self.first_open()
-            self.openers += 1
+            self._openers += 1
             if holder is not None:
                 self.holder = holder
                 self.claims += 1
@@ -80,8 +84,8 @@ class BlockDevice(ABC):
                 self.claims -= 1
                 if not self.claims:
                     self.holder = None
-            self.openers -= 1
-            if self.openers == 0:
+            self._openers -= 1
+            if self._openers == 0:
                 self.last_close()
 
     def first_open(self) -> None:  # noqa: B027  # a hook
@@ -89,6 +93,13 @@ class BlockDevice(ABC):
 
     def last_close(self) -> None:  # noqa: B027  # a hook
         """The last opener went."""
+
+    @property
+    def openers(self) -> int:
+        """The open count."""
+        if self.catch_up is not None:
+            self.catch_up()
+        return self._openers
 
     @property
     def bytes(self) -> int:

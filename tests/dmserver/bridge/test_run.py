@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from dmserver.client import Client
 from dmserver.testing import PrivateServer
 
 TOOL = [sys.executable, "-m", "dmserver", "run"]
@@ -100,6 +101,17 @@ def test_join_a_server(dmserver: PrivateServer) -> None:
     assert run("--socket", dmserver.socket, "--", "dmsetup", "create", "a", "--table", "0 8 zero").returncode == 0
     assert dmserver.run("dmsetup", "table").stdout == "a: 0 8 zero \n"
     assert run("--socket", dmserver.socket, "--", "sh", "-c", "head -c 4096 /dev/mapper/a | wc -c").stdout == "4096\n"
+
+
+def test_what_a_program_closed_is_closed_for_all(dmserver: PrivateServer, dm: Client, tmp_path: Path) -> None:
+    (tmp_path / "disk.img").write_bytes(bytes(1 << 20))
+    dm.create("vol")
+    dm.reload("vol", [(0, 2048, "linear", f"{tmp_path}/disk.img 0")])
+    dm.resume("vol")
+    opened = dmserver.run("sh", "-c", "exec 5</dev/mapper/vol; dmsetup info -c --noheadings -o open vol")
+    assert opened.stdout == "1\n"
+    assert dm.info("vol")["open_count"] == 0
+    dm.remove("vol")
 
 
 def test_keep_serves_the_devices_afterwards() -> None:

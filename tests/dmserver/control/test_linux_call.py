@@ -32,7 +32,8 @@ def client() -> LinuxClient:
     client.ok("TABLE_LOAD", (*TABLE, TargetSpec(start=8, length=8, type="zero")), name="suspended")
     client.ok("DEV_SUSPEND", name="suspended", flags=2)
     client.ok("DEV_CREATE", name="x" * 127)
-    client.mapper.devices[1].openers = 3
+    for _ in range(3):
+        client.mapper.devices[1].open()
     client.mapper.devices[1].deferred_remove = True
     client.mapper.devices[1].event_nr = 77
     return client
