@@ -200,6 +200,7 @@ def _frames(stream: BinaryIO, reply: bool) -> Iterator[Capture]:
 
 
 def _strace(stream: BinaryIO) -> Iterator[Capture]:
+    line = 0
     for line, call in strace.calls(text.decode("latin-1") for text in _lines(stream)):
         where = f"line {line}"
         for message in filter(None, (call.request, call.reply)):
@@ -227,6 +228,8 @@ def _strace(stream: BinaryIO) -> Iterator[Capture]:
                 result=call.result,
                 note=call.note,
             )
+    if not line:
+        raise BadMessage("a log of strace, but no ioctl of device-mapper in it")
 
 
 def _json(stream: BinaryIO, command: Command | None, reply: bool) -> Iterator[Capture]:

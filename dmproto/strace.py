@@ -70,7 +70,10 @@ class Call:
 
 def looks_like(head: str) -> bool:
     """Whether a text begins like a log of strace."""
-    return any(re.match(r" *(?:\[pid +\d+\] |\d+ +)?(?:[\d:.]+ )?\w+\(", line) for line in head.splitlines()[:20])
+    return any(
+        re.match(r" *(?:\[pid +\d+\] |\d+ +)?(?:[\d:.]+ )?(?:\w+\(|\+\+\+ |--- )", line)
+        for line in head.splitlines()[:20]
+    )
 
 
 def calls(lines: Iterator[str]) -> Iterator[tuple[int, Call]]:

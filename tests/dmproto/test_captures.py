@@ -150,6 +150,12 @@ def test_broken_files_name_the_place(data: bytes, words: str) -> None:
         read(data)
 
 
+@pytest.mark.parametrize("log", [b"ioctl(1, TCGETS, {c_iflag=0}) = 0\n", b"+++ exited with 1 +++\n"])
+def test_a_log_of_strace_without_ioctls_of_device_mapper_is_told_so(log: bytes) -> None:
+    with pytest.raises(BadMessage, match="no ioctl of device-mapper"):
+        read(log)
+
+
 @pytest.mark.parametrize(
     "step", [{"op": "x", "cmd": []}, {"op": "x", "ioctls": 5}, {"ioctls": [7, {"ioctls": [{"cmd": "VERSION"}]}]}]
 )
