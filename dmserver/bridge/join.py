@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dmserver.acceptor import Acceptor
 from dmserver.loop import Loop
 
-__all__ = ["Doorway", "bridge_path", "join"]
+__all__ = ["Doorway", "bridge_path", "join", "knock"]
 
 _HELLO = b"b"
 
@@ -74,13 +74,22 @@ class Doorway:
         self._peers.pop(fd).close()
 
 
-def join(path: str, listener: int) -> None:
-    """Hand a filter's listener to the server of `path`; closes ours. OSError when it does not take it."""
-    with socket.socket(socket.AF_UNIX) as door:
-        try:
-            door.connect(bridge_path(path))
-            socket.send_fds(door, [_HELLO], [listener])
-            if door.recv(1) != _HELLO:
-                raise OSError(f"{path}: the server did not take the program")
-        finally:
-            os.close(listener)
+def knock(path: str) -> socket.socket:
+    """Go to the server of `path`, before a program is started that needs it. OSError when there is none."""
+    door = socket.socket(socket.AF_UNIX)
+    try:
+        door.connect(bridge_path(path))
+    except OSError as failure:
+        door.close()
+        raise ConnectionError(f"no server at {path}: {failure.strerror}") from None
+    return door
+
+
+def join(door: socket.socket, listener: int) -> None:
+    """Hand a filter's listener to the server; closes ours. OSError when it does not take it."""
+    try:
+        socket.send_fds(door, [_HELLO], [listener])
+        if door.recv(1) != _HELLO:
+            raise ConnectionError("the server did not take the program")
+    finally:
+        os.close(listener)

@@ -14,7 +14,7 @@ from dmserver.loop import Loop
 
 from .bridge import Bridge
 from .control import Door
-from .join import join
+from .join import join, knock
 from .program import Program
 
 __all__ = ["add_arguments", "main", "run_private"]
@@ -52,9 +52,11 @@ def main(args: argparse.Namespace) -> int:
         print("dmserver run: --pdev and --keep are the server's own business; not with --socket", file=sys.stderr)
         return NOT_STARTED
     try:
-        program = Program(_argv(args))
-        join(args.socket, program.listener)
-    except OSError as error:
+        argv = _argv(args)
+        with knock(args.socket) as door:
+            program = Program(argv)
+            join(door, program.listener)
+    except (OSError, ValueError) as error:
         return _refused("run", error)
     loop = Loop()
     program.watch(loop)
