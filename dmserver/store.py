@@ -87,7 +87,9 @@ class Store:
         if found != FORMAT:
             raise ValueError(f"{self._path}: format {found!r}, expected {FORMAT}")
         if not whole:
-            _write(self._path.with_name(f"{self._path.name}.rejected"), text)
+            kept = self._path.with_name(f"{self._path.name}.rejected")
+            _write(kept, text)
+            _log.error("the state as it was is kept in %s", kept)
         self._saved = self._host.changes
 
     def _state(self) -> State:
@@ -188,7 +190,9 @@ class _Restorer:
         device.cur_active = saved["cur_active"]
         for slot in (device.cur_active, 1 - device.cur_active):
             if saved["slots"][slot] is not None:
-                self._try(f"a table of {device.name!r}", partial(self._load, device, slot, saved["slots"][slot]))
+                table = saved["slots"][slot]
+                disks = ", ".join(f"{path} ({number})" for number, path in table["devices"].items()) or "no disks"
+                self._try(f"a table of {device.name!r} on {disks}", partial(self._load, device, slot, table))
         device.geometry = tuple(saved["geometry"])
         self._host.netbsd.restore_flags(device, saved["flags"])
         if saved["suspended"]:
