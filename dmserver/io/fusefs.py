@@ -60,7 +60,8 @@ class FuseMount:
     def start(self) -> None:
         """Mount; returns once the files are there. OSError when this machine or user cannot mount FUSE."""
         if not os.path.isdir(self.directory):
-            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), self.directory)
+            number = errno.ENOTDIR if os.path.exists(self.directory) else errno.ENOENT
+            raise OSError(number, os.strerror(number), self.directory)
         self._thread.start()
         self._files.ready.wait()
         if self._failure is not None:

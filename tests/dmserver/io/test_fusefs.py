@@ -225,6 +225,6 @@ def test_mounted_through_a_loop_device(mounted: Mounted, tmp_path: Path) -> None
 
 def test_mount_that_cannot_be(tmp_path: Path) -> None:
     stack = Stack()
-    with pytest.raises(NotADirectoryError):
+    with pytest.raises(FileNotFoundError):
         FuseMount(stack.mapper, str(tmp_path / "missing")).start()
     stack.close()
