@@ -155,7 +155,7 @@ class NetbsdControl:
     def _create(self, call: Call) -> None:
         if self._find(0, call.name, call.uuid):
             call.add_flag(_EXISTS)
-            raise Refusal(errno.EEXIST, f"a device of name {call.name!r} or uuid {call.uuid!r} exists already")
+            raise Refusal(errno.EEXIST, _exists(call.name, call.uuid))
         name, uuid = _cut(call.name, DM_NAME_LEN - 1), _cut(call.uuid, DM_UUID_LEN)
         taken = self._find(0, name, uuid)
         if not (taken and self.mended):
@@ -170,7 +170,7 @@ class NetbsdControl:
         call.add_flag(_EXISTS)
         call.remove_flag(_INACTIVE_PRESENT)
         if taken:
-            raise Refusal(errno.EEXIST, f"a device of name {name!r} (as cut) or uuid {uuid!r} exists already")
+            raise Refusal(errno.EEXIST, f"{_exists(name, uuid)} (as cut)")
 
     def _info(self, call: Call) -> None:
         device = self._lookup(call)
@@ -433,6 +433,10 @@ def _changed(device: DmDev) -> None:
 
 def _cut(value: str | None, limit: int) -> str:
     return to_text(to_bytes(value)[:limit]) if value else ""
+
+
+def _exists(name: str | None, uuid: str | None) -> str:
+    return f"a device of name {name!r}{f' or uuid {uuid!r}' if uuid else ''} exists already"
 
 
 def _targets(table: DmTable | None) -> list[Target]:
