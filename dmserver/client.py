@@ -20,10 +20,13 @@ from dmproto.flags import DmFlag
 from dmproto.proplib import Unsigned
 from dmproto.stream import CLOSED, NEED_DATA, BinaryReply, PlistMessage, ReplyStream, binary_request
 
-__all__ = ["VERSION", "Client", "CommandError", "TableLine", "default_socket"]
+__all__ = ["SOCKET_DEFAULT", "VERSION", "Client", "CommandError", "TableLine", "default_socket"]
 
 #: The protocol version that libdm sends.
 VERSION = (4, 0, 0)
+
+#: What `default_socket` does, for help texts.
+SOCKET_DEFAULT = "$DM_SOCKET, else dmserver.sock in $XDG_RUNTIME_DIR or, for root, /run"
 
 #: start, length (sectors), type, parameters
 TableLine = tuple[int, int, str, str]

@@ -18,7 +18,7 @@ from dmproto.flags import DmFlag
 from dmproto.proplib import Unsigned
 from dmproto.records import netbsd_decode
 
-from .client import VERSION, Client, CommandError
+from .client import SOCKET_DEFAULT, VERSION, Client, CommandError
 
 __all__ = ["COMMANDS", "main", "run"]
 
@@ -132,13 +132,19 @@ def _show_pdevs(reply: dict[str, Any], arguments: Sequence[str]) -> Iterator[str
         yield f"{entry['dev']:>8} {entry['ref_cnt']:6d} {entry['size']:12d} {entry['path']}"
 
 
+def _number(word: str, what: str) -> Unsigned:
+    if not (word.isascii() and word.isdecimal()):
+        raise ValueError(f"{what}: expected a number, got {word!r}")
+    return Unsigned(int(word))
+
+
 def _event_nr(arguments: Sequence[str], stdin: TextIO) -> dict[str, Any]:
-    return {**_name(arguments), "event_nr": Unsigned(int(arguments[1]))} if arguments[1:] else _name(arguments)
+    return {**_name(arguments), "event_nr": _number(arguments[1], "EVENT")} if arguments[1:] else _name(arguments)
 
 
 def _message(arguments: Sequence[str], stdin: TextIO) -> dict[str, Any]:
     name, sector, *words = arguments
-    return {"name": name, "cmd_data": [{"sector": Unsigned(int(sector)), "message": " ".join(words)}]}
+    return {"name": name, "cmd_data": [{"sector": _number(sector, "SECTOR"), "message": " ".join(words)}]}
 
 
 def _geometry(arguments: Sequence[str], stdin: TextIO) -> dict[str, Any]:
@@ -165,17 +171,22 @@ _ORIGINAL = (
         "dmctl_table_reload",
         keys=_table_lines,
     ),
+    _Command("status", "NAME", "the same as table", "dmctl_table_status", verb="table", keys=_TABLE, show=_show_table),
     _Command(
-        "status", "NAME", "print the live table", "dmctl_table_status", verb="table", keys=_TABLE, show=_show_table
+        "table",
+        "NAME",
+        "print the live table but for its parameters, which --json shows",
+        "dmctl_table_status",
+        keys=_TABLE,
+        show=_show_table,
     ),
-    _Command("table", "NAME", "print the live table", "dmctl_table_status", keys=_TABLE, show=_show_table),
 )
 
 _EXTRA = (
     _Command("targetstatus", "NAME", "print what the live targets say", verb="status", show=_show_status),
     _Command("clear", "NAME", "drop the table that waits"),
     _Command("remove_all", "", "remove all devices that are not open"),
-    _Command("mknodes", "NAME", "print what there is to know of a device", show=_show_info),
+    _Command("mknodes", "NAME", "the same as info", show=_show_info),
     _Command("waitevent", "NAME [EVENT]", "wait until the event number is not EVENT", keys=_event_nr, show=_show_event),
     _Command(
         "message", "NAME SECTOR WORD...", "send a message to the target at SECTOR", keys=_message, show=_show_text
@@ -202,8 +213,13 @@ def run(command: _Command, arguments: Sequence[str], send: Send, *, stdin: TextI
         told = "" if failure.strerror == words else f" ({failure.strerror})"
         print(f"dmctl: {command.complaint}: {words}{told}", file=sys.stderr)
         return 1
-    for line in [_json(reply)] if json else command.show(reply, arguments):
-        print(line)
+    try:
+        for line in [_json(reply)] if json else command.show(reply, arguments):
+            print(line)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     return 0
 
 
@@ -226,8 +242,9 @@ def _parser() -> argparse.ArgumentParser:
         epilog=f"commands:\n{commands}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--socket", metavar="PATH", help="the server's socket (default: $DM_SOCKET)")
+    parser.add_argument("--socket", metavar="PATH", help=f"the server's socket (default: {SOCKET_DEFAULT})")
     parser.add_argument("--json", action="store_true", help="print the reply as JSON on one line")
+    parser.add_argument("--print-completion", metavar="SHELL", help="print a completion script (bash, zsh, tcsh)")
     parser.add_argument("command", metavar="COMMAND", nargs="?", help="what to do")
     parser.add_argument("arguments", metavar="ARGUMENT", nargs="*", help="mostly the name of a device")
     return parser
@@ -238,15 +255,15 @@ def _print_completion(shell: str) -> int:
     try:
         import shtab
     except ImportError:
-        print("dmctl: completion needs shtab: pip install 'dmproto[completion]'", file=sys.stderr)
+        print("dmctl: --print-completion needs shtab: pip install 'dmproto[completion]'", file=sys.stderr)
         return 1
     if shell not in shtab.SUPPORTED_SHELLS:
-        print(f"dmctl: completion for {shell}: expected {', '.join(shtab.SUPPORTED_SHELLS)}", file=sys.stderr)
+        print(f"dmctl: no completion for {shell}, only for {', '.join(shtab.SUPPORTED_SHELLS)}", file=sys.stderr)
         return 1
     parser = _parser()
     for action in parser._actions:
         if action.dest == "command":
-            action.choices = [*COMMANDS, "completion"]
+            action.choices = list(COMMANDS)
     print(shtab.complete(parser, shell))
     return 0
 
@@ -255,22 +272,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The `dmctl` program; returns the exit status."""
     parser = _parser()
     options = parser.parse_intermixed_args(argv)
+    if options.print_completion is not None:
+        return _print_completion(options.print_completion)
     if options.command is None:
         parser.print_help(sys.stderr)
         return 1
-    if options.command == "completion" and len(options.arguments) == 1:
-        return _print_completion(options.arguments[0])
     command = COMMANDS.get(options.command)
     if command is None:
-        print(f"dmctl: unknown command: {options.command}", file=sys.stderr)
+        print(f"dmctl: unknown command: {options.command} (dmctl --help lists them)", file=sys.stderr)
         return 1
-    if not _fits(command.arguments, len(options.arguments)):
+    if not _fits(command.arguments, len(options.arguments)):  # too many are "insufficient" to the original, too
         print(f"Insufficient number of arguments for command: {command.name} specified", file=sys.stderr)
         parser.print_usage(sys.stderr)
         print(f"  {command.name} {command.arguments}", file=sys.stderr)
         return 1
     try:
-        with Client(options.socket) as client:
+        client = Client(options.socket)
+    except OSError as failure:
+        print(f"dmctl: no server at {failure.filename}: {failure.strerror}", file=sys.stderr)
+        return 1
+    except LookupError as failure:
+        print(f"dmctl: {failure}", file=sys.stderr)
+        return 1
+    try:
+        with client:
             return run(command, options.arguments, client.command, stdin=sys.stdin, json=options.json)
     except (OSError, LookupError, ValueError) as failure:
         print(f"dmctl: {failure}", file=sys.stderr)

@@ -16,7 +16,7 @@ from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, ClassVar, get_args
 
 from .bridge.join import Doorway, bridge_path
-from .client import default_socket
+from .client import SOCKET_DEFAULT, default_socket
 from .host import Host, Personality
 from .loop import Loop
 from .server import Policy, Server
@@ -36,11 +36,13 @@ _log = logging.getLogger("dmserver")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--socket", metavar="PATH", help="where to listen (default: $DM_SOCKET)")
+    parser.add_argument("--socket", metavar="PATH", help=f"where to listen (default: {SOCKET_DEFAULT})")
     parser.add_argument("--state", metavar="FILE", help="keep devices and tables in FILE")
     add_host_arguments(parser)
     parser.add_argument("--nbd", metavar="PATH", help="export the devices over NBD at a Unix socket or tcp:HOST:PORT")
-    parser.add_argument("--mount", metavar="DIR", help="show the devices as files DIR/mapper/NAME (extra: fuse)")
+    parser.add_argument(
+        "--mount", metavar="DIR", help="show the devices as files mapper/NAME in DIR, a directory (extra: fuse)"
+    )
     parser.add_argument(
         "--allow-uid", metavar="UID", type=int, action="append", default=[], help="let this user in, besides one's own"
     )
@@ -156,7 +158,9 @@ class _Lines(logging.Formatter):
 def main(options: argparse.Namespace) -> int:
     handler = logging.StreamHandler()
     handler.setFormatter(_Lines("%(asctime)s %(levelname)s %(name)s %(message)s"))
-    logging.basicConfig(level=logging.DEBUG if options.verbose else logging.INFO, handlers=[handler])
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    if options.verbose:
+        logging.getLogger("dmserver").setLevel(logging.DEBUG)
     try:
         return _serve(options)
     except (OSError, ValueError, LookupError, ImportError) as failure:

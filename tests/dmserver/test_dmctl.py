@@ -5,6 +5,9 @@ from __future__ import annotations
 import errno
 import io
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -129,13 +132,14 @@ def test_json_is_the_reply_on_one_line(server: Served, capsys: pytest.CaptureFix
     ("argv", "stdin", "complaint"),
     [
         (["reload", "v"], "0 8 linear /dev/ram0 0\nnonsense\n", "line 2: expected START LENGTH TARGET PARAMETERS"),
-        (["message", "v", "zero", "hello"], "", "invalid literal"),
+        (["message", "v", "zero", "hello"], "", "SECTOR: expected a number, got 'zero'"),
+        (["waitevent", "v", "x"], "", "EVENT: expected a number, got 'x'"),
         (["message", "v", "0"], "", "Insufficient number of arguments for command: message"),
         (["waitevent"], "", "Insufficient number of arguments for command: waitevent"),
         (["waitevent", "v", "1", "2"], "", "Insufficient number of arguments for command: waitevent"),
         (["frobnicate"], "", "dmctl: unknown command: frobnicate"),
         ([], "", "usage: dmctl"),
-        (["--socket", "/nowhere/s", "ls"], "", "/nowhere/s"),
+        (["--socket", "/nowhere/s", "ls"], "", "dmctl: no server at /nowhere/s: No such file or directory"),
     ],
 )
 def test_what_is_wrong_is_said(
@@ -160,7 +164,15 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_completion_knows_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("shtab", reason="the extra `completion` is not installed")
-    assert dmctl.main(["completion", "bash"]) == 0
+    assert dmctl.main(["--print-completion", "bash"]) == 0
     script = capsys.readouterr().out
     assert all(name in script for name in dmctl.COMMANDS)
-    assert dmctl.main(["completion", "oil"]) == 1
+    assert dmctl.main(["--print-completion", "oil"]) == 1
+
+
+def test_a_reader_that_leaves_early_is_no_error(server: Served) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([sys.executable, "-m", "dmserver.dmctl", "targets"], stdout=writer, stderr=subprocess.PIPE)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (1, b"")
