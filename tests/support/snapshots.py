@@ -6,8 +6,8 @@ from typing import Any
 
 from support.targets import Bench, pattern, write
 
-from dmserver.targets.snapshot import Snapshot
-from dmserver.targets.snapshot_origin import SnapshotOrigin
+from dmserver.targets.snapshot.snapshot import Snapshot
+from dmserver.targets.snapshot.snapshot_origin import SnapshotOrigin
 
 #: Sectors of both.
 SIZE = 256

@@ -17,15 +17,15 @@ from dmserver.io.bio import Op
 from dmserver.io.submit import submit_and_wait
 from dmserver.io.work import ThreadWork
 from dmserver.model.dm_dev import DmDev
-from dmserver.targets.crypt import Crypt
+from dmserver.targets.crypt.crypt import Crypt
 from dmserver.targets.delay import Delay
-from dmserver.targets.integrity import Integrity
-from dmserver.targets.mirror import Mirror
-from dmserver.targets.multipath import Multipath
-from dmserver.targets.snapshot import Snapshot
-from dmserver.targets.snapshot_merge import SnapshotMerge
-from dmserver.targets.snapshot_origin import SnapshotOrigin
-from dmserver.targets.thin import Thin
+from dmserver.targets.integrity.integrity import Integrity
+from dmserver.targets.mirror.mirror import Mirror
+from dmserver.targets.multipath.multipath import Multipath
+from dmserver.targets.snapshot.snapshot import Snapshot
+from dmserver.targets.snapshot.snapshot_merge import SnapshotMerge
+from dmserver.targets.snapshot.snapshot_origin import SnapshotOrigin
+from dmserver.targets.thin.thin import Thin
 
 SIZE = 2048
 THREADS = 4

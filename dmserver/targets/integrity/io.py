@@ -1,0 +1,319 @@
+"""How dm-integrity reads and writes (Linux `drivers/md/dm-integrity.c`), as jobs of a `SerialQueue`.
+
+With a journal, writes stay in memory until a flush, a FUA write, the commit timer, or until they fill the journal up to
+the watermark; then they go to the journal, from there to where they belong, and what the device caches is flushed.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Generator, Iterable, Iterator
+from functools import wraps
+from typing import Any, ParamSpec
+
+from ...model.dm_target import SECTOR_SIZE, BlockDevice, Op
+from ..shash import Shash
+from .journal import Entry, Journal, JournalError
+from .layout import Layout, SbFlag
+from .serial import Job, Request
+
+__all__ = ["IntegrityIo"]
+
+PAGE_SIZE = 4096
+DISCARD_FILLER = b"\xf6"
+#: Sectors of one step of a recalculation, and after how many the super block tells how far it got.
+RECALC_SECTORS = 2048
+RECALC_WRITE_SUPER = 16
+
+P = ParamSpec("P")
+Steps = Generator[Request, int, None]
+
+
+def _job(body: Callable[P, Steps]) -> Callable[P, Job]:
+    """For methods: the errno of an OSError, or of what failed before, is the job's result."""
+
+    @wraps(body)
+    def job(*args: P.args, **kwargs: P.kwargs) -> Job:
+        owner: Any = args[0]
+        if not owner.failed:
+            try:
+                yield from body(*args, **kwargs)
+            except OSError as failure:
+                return failure.errno or errno.EIO
+        return int(owner.failed)
+
+    return job
+
+
+class IntegrityIo:
+    """`data` and `meta`: the devices, which may be one. `digest` None: tags are not ours to make. `limit`: so many
+    blocks wait in memory before they are committed; 0: no journal is used. `report` takes a line of the log, `disk` is
+    the name that it uses. `failed`: an errno that ended it all; `mismatches`: how many tags were wrong."""
+
+    def __init__(
+        self,
+        layout: Layout,
+        data: BlockDevice,
+        meta: BlockDevice,
+        digest: Shash | None,
+        journal: Journal,
+        *,
+        limit: int,
+        discard: bool,
+        disk: str,
+        report: Callable[[str], None],
+    ) -> None:
+        self._layout = layout
+        self._data = data
+        self._meta = meta
+        self._hash = digest
+        self._journal = journal
+        self._limit = limit
+        self._discard = discard
+        self._disk = disk
+        self._report = report
+        self.failed = 0
+        self.mismatches = 0
+        self.pending: dict[int, Entry] = {}
+        self._recalculated = 0
+
+    def _fail(self, what: str, error: int) -> OSError:
+        """`dm_integrity_io_error`."""
+        if error == errno.EILSEQ:
+            self.mismatches += 1
+        if not self.failed:
+            self.failed = error
+            self._report(f"Error on {what}: {-error}")
+        return OSError(error, os.strerror(error))
+
+    def _do(self, request: Request, what: str = "") -> Steps:
+        """Do a request; OSError when it fails. That ends all if it says at `what`."""
+        error = yield request
+        if error:
+            raise self._fail(what, error) if what else OSError(error, os.strerror(error))
+
+    # -- tags -------------------------------------------------------------------------------------------
+
+    @property
+    def _block_size(self) -> int:
+        return self._layout.sectors_per_block * SECTOR_SIZE
+
+    def _tags(self, sector: int, data: memoryview) -> list[bytes]:
+        """The tag of each block (`integrity_sector_checksum`)."""
+        size = self._layout.tag_size
+        step = self._layout.sectors_per_block
+        sectors = range(sector, sector + len(data) // SECTOR_SIZE, step)
+        if self._hash is None:
+            return [bytes(size)] * len(sectors)
+        salt = self._layout.sb.salt if self._layout.sb.flags & SbFlag.FIXED_HMAC else b""
+        digests = self._hash.digests([salt + at.to_bytes(8, "little") for at in sectors], data)
+        return [digest[:size].ljust(size, b"\0") for digest in digests]
+
+    def _blocks(self, sector: int, data: memoryview) -> Iterator[tuple[int, memoryview]]:
+        """(sector, data) of each block."""
+        for at in range(0, len(data), self._block_size):
+            yield sector + at // SECTOR_SIZE, data[at : at + self._block_size]
+
+    def _tag_sectors(self, sector: int, length: int) -> tuple[int, int, int]:
+        """Where `length` bytes of tags lie: the first sector of metadata, how many, and the byte they begin at."""
+        first, skip = divmod(self._layout.tag_position(sector), SECTOR_SIZE)
+        return first, -(-(skip + length) // SECTOR_SIZE), skip
+
+    def _read_tags(self, sector: int, length: int) -> Generator[Request, int, memoryview]:
+        first, count, skip = self._tag_sectors(sector, length)
+        found = memoryview(bytearray(count * SECTOR_SIZE))
+        yield from self._do(Request(Op.READ, self._meta, first, found), "reading tags")
+        return found[skip : skip + length]
+
+    def _write_tags(self, sector: int, tags: bytes) -> Steps:
+        first, count, skip = self._tag_sectors(sector, len(tags))
+        image = memoryview(bytearray(count * SECTOR_SIZE))
+        if len(tags) != len(image):
+            yield from self._do(Request(Op.READ, self._meta, first, image), "reading tags")
+        image[skip : skip + len(tags)] = tags
+        yield from self._do(Request(Op.WRITE, self._meta, first, image), "writing tags")
+
+    def _check(self, sector: int, data: memoryview, tags: memoryview) -> None:
+        """OSError(EILSEQ) for the first block whose tag is wrong."""
+        size, step = self._layout.tag_size, self._layout.sectors_per_block
+        wanted = self._tags(sector, data)
+        if tags == b"".join(wanted):
+            return
+        for number, right in enumerate(wanted):
+            at = sector + number * step
+            tag = bytes(tags[number * size : (number + 1) * size])
+            if at not in self.pending and tag != right and not (self._discard and tag == DISCARD_FILLER * size):
+                self.mismatches += 1
+                self._report(f"{self._disk}: Checksum failed at sector {self._told(sector, at, len(data)):#x}")
+                raise OSError(errno.EILSEQ, os.strerror(errno.EILSEQ))
+
+    def _told(self, sector: int, at: int, length: int) -> int:
+        """The sector that the kernel tells: it counts back from the end of the page by blocks, as if of one sector."""
+        page = PAGE_SIZE // SECTOR_SIZE
+        end = min(sector + length // SECTOR_SIZE, sector + ((at - sector) // page + 1) * page)
+        return end - (end - at) // self._layout.sectors_per_block
+
+    # -- bios -------------------------------------------------------------------------------------------
+
+    @_job
+    def read(self, sector: int, data: memoryview) -> Steps:
+        """Fill `data` from `sector` on; EILSEQ when it is not what was written."""
+        yield from self._do(Request(Op.READ, self._data, self._layout.data_sector(sector), data))
+        if self.pending:
+            for at, block in self._blocks(sector, data):
+                if entry := self.pending.get(at):
+                    block[:] = entry.data
+        sb = self._layout.sb
+        if sb.flags & SbFlag.RECALCULATING and sector + len(data) // SECTOR_SIZE > sb.recalc_sector:
+            return
+        if self._hash is not None:
+            tags = yield from self._read_tags(sector, len(data) // self._block_size * self._layout.tag_size)
+            self._check(sector, data, tags)
+
+    @_job
+    def write(self, sector: int, data: memoryview, *, fua: bool) -> Steps:
+        if self._limit:
+            for (at, block), tag in zip(self._blocks(sector, data), self._tags(sector, data), strict=True):
+                self.pending.pop(at, None)
+                self.pending[at] = Entry(at, bytes(block), tag)
+                if len(self.pending) >= self._limit:
+                    yield from self._commit()
+        else:
+            yield from self._write_through(sector, data)
+        if fua:
+            yield from self._flush()
+
+    def _write_through(self, sector: int, data: memoryview) -> Steps:
+        yield from self._do(Request(Op.WRITE, self._data, self._layout.data_sector(sector), data))
+        if self._hash is not None:
+            yield from self._write_tags(sector, b"".join(self._tags(sector, data)))
+
+    @_job
+    def flush(self) -> Steps:
+        yield from self._flush()
+
+    def _flush(self) -> Steps:
+        if self.pending:
+            yield from self._commit()
+        else:
+            yield from self._flush_devices()
+
+    def _flush_devices(self) -> Steps:
+        yield from self._do(Request(Op.FLUSH, self._data, 0, None))
+        if self._meta is not self._data:
+            yield from self._do(Request(Op.FLUSH, self._meta, 0, None))
+
+    @_job
+    def discard(self, sector: int, sectors: int) -> Steps:
+        """What is discarded may read as anything: its tags say so."""
+        if self.pending:
+            yield from self._commit()
+        yield from self._do(Request(Op.DISCARD, self._data, self._layout.data_sector(sector), sectors))
+        blocks = sectors // self._layout.sectors_per_block
+        yield from self._write_tags(sector, DISCARD_FILLER * (blocks * self._layout.tag_size))
+
+    # -- the journal ------------------------------------------------------------------------------------
+
+    @_job
+    def commit(self) -> Steps:
+        """Write all that waits in memory."""
+        if self.pending:
+            yield from self._commit()
+
+    def _commit(self) -> Steps:
+        entries, size = list(self.pending.values()), self._layout.section_entries
+        for at in range(0, len(entries), size):
+            section, image = self._journal.next(entries[at : at + size])
+            yield from self._write_section(section, image, fua=True)
+        yield from self._apply(entries)
+        self.pending.clear()
+        yield from self._flush_devices()
+
+    def _write_section(self, section: int, image: bytearray, *, fua: bool = False) -> Steps:
+        sector = self._layout.section_sector(section)
+        yield from self._do(Request(Op.WRITE, self._meta, sector, memoryview(image), fua), "writing journal")
+
+    def _apply(self, entries: Iterable[Entry]) -> Steps:
+        """Write blocks and tags where they belong, of several for a block the last."""
+        for run in self._runs({entry.sector: entry for entry in entries}):
+            sector = self._layout.data_sector(run[0].sector)
+            data = memoryview(b"".join(entry.data for entry in run))
+            yield from self._do(Request(Op.WRITE, self._data, sector, data), "copying from journal")
+            yield from self._write_tags(run[0].sector, b"".join(entry.tag for entry in run))
+
+    def _runs(self, entries: dict[int, Entry]) -> Iterator[list[Entry]]:
+        """Blocks side by side, within one area."""
+        run: list[Entry] = []
+        for sector in sorted(entries):
+            if run and (sector != run[-1].sector + self._layout.sectors_per_block or not self._layout.area(sector)[1]):
+                yield run
+                run = []
+            run.append(entries[sector])
+        if run:
+            yield run
+
+    @_job
+    def format(self) -> Steps:
+        """Write an empty journal, and after it the super block."""
+        for section, image in self._journal.format():
+            yield from self._write_section(section, image)
+        yield from self._do(self._superblock(), "writing superblock")
+
+    @_job
+    def replay(self) -> Steps:
+        """Take up the journal on the disk: write where they belong what it holds."""
+        layout, journal = self._layout, self._journal
+        image = memoryview(bytearray(journal.sections * layout.section_sectors * SECTOR_SIZE))
+        yield from self._do(Request(Op.READ, self._meta, layout.section_sector(0), image), "reading journal")
+        try:
+            found = journal.read(image, keep=bool(self._limit))
+        except JournalError as failure:
+            raise self._fail(failure.what, errno.EILSEQ if "mac" in failure.what else errno.EIO) from None
+        entries = [entry for entry in found.entries if self._is_good(entry)]
+        yield from self._apply(entries)
+        if entries:
+            yield from self._flush_devices()
+        if found.clear:
+            for section, erased in journal.clear():
+                yield from self._write_section(section, erased)
+            yield from self._flush_devices()
+
+    def _is_good(self, entry: Entry) -> bool:
+        if entry.sector % self._layout.sectors_per_block:
+            raise self._fail("invalid sector in journal", errno.EIO)
+        if entry.sector >= self._layout.provided:
+            return False
+        if self._hash is not None and [entry.tag] != self._tags(entry.sector, memoryview(entry.data)):
+            raise self._fail("tag mismatch when replaying journal", errno.EILSEQ)
+        return True
+
+    # -- the super block --------------------------------------------------------------------------------
+
+    def _superblock(self) -> Request:
+        self._layout.sb.set_version(separate=self._layout.separate)
+        image = memoryview(self._layout.sb.build(self._journal.mac))
+        return Request(Op.WRITE, self._meta, self._layout.start, image, fua=True)
+
+    @_job
+    def write_superblock(self) -> Steps:
+        yield from self._do(self._superblock(), "writing superblock")
+
+    @_job
+    def recalculate(self) -> Steps:
+        """Make tags for the next blocks (`integrity_recalc`), and at times write down how far it got."""
+        layout, sb = self._layout, self._layout.sb
+        left = layout.provided - sb.recalc_sector
+        if left > 0:
+            count = min(RECALC_SECTORS, left)
+            if not layout.separate:
+                count = min(count, (1 << sb.log2_interleave_sectors) - layout.area(sb.recalc_sector)[1])
+            data = memoryview(bytearray(count * SECTOR_SIZE))
+            sector = layout.data_sector(sb.recalc_sector)
+            yield from self._do(Request(Op.READ, self._data, sector, data), "reading data")
+            yield from self._write_tags(sb.recalc_sector, b"".join(self._tags(sb.recalc_sector, data)))
+            sb.recalc_sector += count
+            self._recalculated += 1
+        if left <= RECALC_SECTORS or self._recalculated % RECALC_WRITE_SUPER == 0:
+            yield from self._flush_devices()
+            yield from self._do(self._superblock(), "writing superblock")

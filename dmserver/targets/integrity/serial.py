@@ -1,0 +1,119 @@
+"""Jobs that do I/O, one after the other, without blocking a thread.
+
+A job is a generator: it yields each `Request` and is sent the errno (0: success) that came of it; it returns an errno
+of its own. Code that has to lock, read, change and write then reads as if it waited.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Generator
+from typing import NamedTuple
+
+from ...model.dm_target import BlockDevice, Op, submit
+
+__all__ = ["Job", "Request", "SerialQueue"]
+
+_log = logging.getLogger(__name__)
+
+
+class Request(NamedTuple):
+    """The arguments of `Target.submit`."""
+
+    op: Op
+    bdev: BlockDevice
+    sector: int
+    data: memoryview | int | None
+    fua: bool = False
+
+
+Job = Generator[Request, int, int]
+Done = Callable[[int], None]
+
+
+class _Answer:
+    """The end of a request: it is taken at once, or passed on when it comes."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._error: int | None = None
+        self._then: Done | None = None
+
+    def come(self, error: int) -> None:
+        with self._lock:
+            self._error, then = error, self._then
+        if then:
+            then(error)
+
+    def take(self, then: Done) -> int | None:
+        """The errno if it is there; None: `then` will be called with it."""
+        with self._lock:
+            if self._error is None:
+                self._then = then
+            return self._error
+
+
+class SerialQueue:
+    """Runs jobs one at a time, in order; callable from any thread."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[tuple[Job, Done]] = deque()
+        self._lock = threading.Lock()
+        self._busy = False
+
+    def start(self, job: Job, done: Done) -> None:
+        """Run a job after those before it; `done` gets its errno."""
+        with self._lock:
+            self._waiting.append((job, done))
+            if self._busy:
+                return
+            self._busy = True
+        self._run()
+
+    def run(self, job: Job) -> int:
+        """`start` and wait; returns the errno. Not in the way of a bio."""
+        errors: list[int] = []
+        ended = threading.Event()
+
+        def done(error: int) -> None:
+            errors.append(error)
+            ended.set()
+
+        self.start(job, done)
+        ended.wait()
+        return errors[0]
+
+    def _run(self) -> None:
+        while True:
+            with self._lock:
+                if not self._waiting:
+                    self._busy = False
+                    return
+                job, done = self._waiting.popleft()
+            if not self._advance(job, done, None):
+                return
+
+    def _advance(self, job: Job, done: Done, error: int | None) -> bool:
+        """Run a job to its end (True), or until it has to wait: then it goes on, and the queue with it, later."""
+        while True:
+            try:
+                request = next(job) if error is None else job.send(error)
+            except StopIteration as stop:
+                done(stop.value)
+                return True
+            except Exception:
+                _log.exception("%r raised; its bio fails", job)
+                done(errno.EIO)
+                return True
+            answer = _Answer()
+            submit(request.op, request.bdev, request.sector, request.data, answer.come, fua=request.fua)
+            error = answer.take(lambda error: self._go_on(job, done, error))
+            if error is None:
+                return False
+
+    def _go_on(self, job: Job, done: Done, error: int) -> None:
+        if self._advance(job, done, error):
+            self._run()

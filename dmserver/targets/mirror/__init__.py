@@ -1,0 +1,1 @@
+"""The target mirror, with its dirty region logs."""

@@ -1,0 +1,1 @@
+"""The target multipath, with its path selectors."""

@@ -1,0 +1,236 @@
+"""The arguments of the raid target: what they may be, and how a table tells them (Linux `drivers/md/dm-raid.c`).
+
+TYPE NUM CHUNK [PARAMETER [VALUE]]... DEVICES (META DATA)...; a `-` stands for a device that is not there.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from ...model.dm_target import Arguments
+
+__all__ = ["TYPES", "Params", "RaidType", "parse_int"]
+
+Refuse = Callable[[str], Exception]
+Log = Callable[[str], None]
+
+MAX_DEVICES = 253
+COUNTER_MAX = (1 << 14) - 1
+_INT = re.compile(r"[+-]?[0-9]+\n?\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class RaidType:
+    """`struct raid_type`. `algorithm`: md's layout number; `parity`: devices' worth of it."""
+
+    name: str
+    parity: int
+    level: int
+    algorithm: int = 0
+
+
+#: By name. The layouts of raid10 other than near are not there.
+TYPES = {
+    kind.name: kind
+    for kind in (
+        RaidType("raid0", 0, 0),
+        RaidType("raid1", 0, 1),
+        RaidType("raid10", 0, 10),
+        RaidType("raid10_near", 0, 10),
+        RaidType("raid4", 1, 5, 4),
+        RaidType("raid5_n", 1, 5, 5),
+        RaidType("raid5_ls", 1, 5, 2),
+        RaidType("raid5_rs", 1, 5, 3),
+        RaidType("raid5_la", 1, 5, 0),
+        RaidType("raid5_ra", 1, 5, 1),
+        RaidType("raid6_zr", 2, 6, 8),
+        RaidType("raid6_nr", 2, 6, 9),
+        RaidType("raid6_nc", 2, 6, 10),
+        RaidType("raid6_n_6", 2, 6, 5),
+        RaidType("raid6_ls_6", 2, 6, 18),
+        RaidType("raid6_rs_6", 2, 6, 19),
+        RaidType("raid6_la_6", 2, 6, 16),
+        RaidType("raid6_ra_6", 2, 6, 17),
+    )
+}
+
+_COMMON = {"sync", "nosync", "rebuild", "daemon_sleep", "min_recovery_rate", "max_recovery_rate", "region_size"}
+_VALID = {
+    0: set[str](),
+    1: _COMMON | {"write_mostly", "max_write_behind"},
+    10: _COMMON | {"raid10_copies", "raid10_format"},
+    5: _COMMON | {"stripe_cache"},
+    6: _COMMON | {"stripe_cache"},
+}
+
+#: What a table line tells, in this order (`raid_status`).
+_ORDER = (
+    *("sync", "nosync", "rebuild", "daemon_sleep", "min_recovery_rate", "max_recovery_rate", "write_mostly"),
+    *("max_write_behind", "stripe_cache", "region_size", "raid10_copies", "raid10_format"),
+)
+
+
+def parse_int(text: str) -> int:
+    """`kstrtoint(text, 10)`."""
+    if _INT.match(text) and -(1 << 31) <= (value := int(text)) < 1 << 31:
+        return value
+    raise ValueError(f"{text!r}: expected a number of 32 bits")
+
+
+@dataclass(slots=True)
+class Params:
+    """`chunk` and `region_size` in sectors; `given`: the parameters as a table line repeats them."""
+
+    kind: RaidType
+    devices: int
+    chunk: int = 0
+    region_size: int = 0
+    copies: int = 2
+    rebuild: set[int] = field(default_factory=set)
+    write_mostly: set[int] = field(default_factory=set)
+    given: dict[str, str] = field(default_factory=dict)
+
+    def parse(self, args: Arguments, count: int, length: int, refuse: Refuse, log: Log) -> None:
+        """Take `count` parameters for a target of `length` sectors (`parse_raid_params`)."""
+        self._parse_chunk(args.shift() if args else "", refuse)
+        left = count - 1
+        while left > 0:
+            if not args:
+                raise refuse("Not enough raid parameters given")
+            key = args.shift().lower()
+            left -= 1
+            if key in ("sync", "nosync"):
+                self._once(key, f"Only one '{key}' argument allowed", refuse)
+                self.given[key] = ""
+                continue
+            if not args:
+                raise refuse("Wrong number of raid parameters given")
+            self._parse_pair(key, args.shift(), refuse, log)
+            left -= 1
+        self._check(length, refuse, log)
+
+    def _parse_chunk(self, text: str, refuse: Refuse) -> None:
+        try:
+            chunk = parse_int(text)
+        except ValueError:
+            raise refuse("Bad chunk size") from None
+        if self.kind.level == 1:
+            return
+        if chunk <= 0 or chunk & chunk - 1:
+            raise refuse("Chunk size must be a power of 2")
+        if chunk < 8:
+            raise refuse("Chunk size value is too small")
+        self.chunk = chunk
+
+    def _once(self, key: str, complaint: str, refuse: Refuse) -> None:
+        if key in self.given:
+            raise refuse(complaint)
+
+    def _parse_pair(self, key: str, text: str, refuse: Refuse, log: Log) -> None:
+        if key == "raid10_format":
+            self._once(key, "Only one 'raid10_format' argument pair allowed", refuse)
+            if self.kind.level != 10:
+                raise refuse("'raid10_format' is an invalid parameter for this RAID type")
+            if text != "near":
+                raise refuse("Invalid 'raid10_format' value given")
+            self.given[key] = text
+            return
+        try:
+            value = parse_int(text)
+        except ValueError:
+            raise refuse("Bad numerical argument given in raid params") from None
+        if key in ("rebuild", "write_mostly"):
+            self._parse_index(key, value, refuse)
+        elif key in _ORDER:
+            self._once(key, f"Only one {key} argument pair allowed", refuse)
+            self._check_value(key, value, refuse)
+            self.given[key] = str(value // 2 if key == "max_write_behind" else value)
+        else:
+            log(f"Unable to parse RAID parameter: {key}")
+            raise refuse("Unable to parse RAID parameter")
+
+    def _parse_index(self, key: str, value: int, refuse: Refuse) -> None:
+        if key == "write_mostly" and self.kind.level != 1:
+            raise refuse("write_mostly option is only valid for RAID1")
+        if not 0 <= value < self.devices:
+            raise refuse(f"Invalid {key} index given")
+        chosen = self.rebuild if key == "rebuild" else self.write_mostly
+        if key == "rebuild" and value in chosen:
+            raise refuse("rebuild for this index already given")
+        chosen.add(value)
+        self.given[key] = ""
+
+    def _check_value(self, key: str, value: int, refuse: Refuse) -> None:
+        if key == "max_write_behind":
+            if self.kind.level != 1:
+                raise refuse("max_write_behind option is only valid for RAID1")
+            if value < 0 or value // 2 > COUNTER_MAX:
+                raise refuse("Max write-behind limit out of range")
+        elif key == "daemon_sleep" and value < 0:
+            raise refuse("daemon sleep period out of range")
+        elif key == "stripe_cache":
+            if self.kind.parity == 0:
+                raise refuse("Inappropriate argument: stripe_cache")
+            if value < 0:
+                raise refuse("Bogus stripe cache entries value")
+        elif key in ("min_recovery_rate", "max_recovery_rate") and value < 0:
+            raise refuse(f"{key} out of range")
+        elif key == "region_size":
+            self.region_size = value & 0xFFFFFFFFFFFFFFFF
+        elif key == "raid10_copies":
+            if not 2 <= value <= self.devices:
+                raise refuse("Bad value for 'raid10_copies'")
+            self.copies = value
+
+    def _check(self, length: int, refuse: Refuse, log: Log) -> None:
+        if "sync" in self.given and "nosync" in self.given:
+            raise refuse("sync and nosync are mutually exclusive")
+        if self.rebuild and ("sync" in self.given or "nosync" in self.given):
+            raise refuse("sync/nosync and rebuild are mutually exclusive")
+        if len(self.write_mostly) >= self.devices:
+            raise refuse("Can't set all raid1 devices to write_mostly")
+        fastest = int(self.given.get("max_recovery_rate", 0))
+        if fastest and int(self.given.get("min_recovery_rate", 0)) > fastest:
+            raise refuse("Bogus recovery rates")
+        self._check_region_size(length, refuse, log)
+        if self.kind.level == 10 and self.copies > self.devices:
+            raise refuse("Not enough devices to satisfy specification")
+        if not self.given.keys() <= _VALID[self.kind.level]:
+            raise refuse("Invalid flags combination")
+
+    def _check_region_size(self, length: int, refuse: Refuse, log: Log) -> None:
+        """`validate_region_size`."""
+        least = length >> 21
+        size = self.region_size
+        if self.kind.level == 0:
+            return
+        if not size:
+            self.region_size = 1 << 13
+            if least > self.region_size:
+                self.region_size = 1 << (least - 1).bit_length()
+                log(f"Choosing default region size of {self.region_size} sectors")
+            else:
+                log("Choosing default region size of 4MiB")
+            return
+        if size > length:
+            raise refuse("Supplied region size is too large")
+        if size < least:
+            log(f"Supplied region_size ({size} sectors) below minimum ({least})")
+            raise refuse("Supplied region size is too small")
+        if size & size - 1:
+            raise refuse("Region size is not a power of 2")
+        if size < self.chunk:
+            raise refuse("Region size is smaller than the chunk size")
+
+    def words(self) -> list[str]:
+        """The parameters of a table line, the count of them first."""
+        words = [str(self.chunk)]
+        for key in _ORDER:
+            if key in ("rebuild", "write_mostly"):
+                chosen = self.rebuild if key == "rebuild" else self.write_mostly
+                words += [word for index in sorted(chosen) for word in (key, str(index))]
+            elif key in self.given:
+                words += [key, self.given[key]] if self.given[key] else [key]
+        return [str(len(words)), *words]

@@ -1,0 +1,1 @@
+"""The targets snapshot, snapshot-origin and snapshot-merge."""

@@ -1,0 +1,1 @@
+"""The targets thin and thin-pool."""

@@ -1,0 +1,457 @@
+"""The metadata of a thin pool: devices, and where their blocks are (Linux `drivers/md/dm-thin-metadata.c`).
+
+Block 0 is the superblock. From it hang a tree of trees, device -> virtual block -> data block and time; a tree of what
+is to be known of each device; and two space maps. A snapshot shares its origin's tree until one of both changes; a
+mapping made before the device's last snapshot is shared, too, and its data must be copied before they are written.
+
+Nothing here does I/O but reading when it opens: `prepare_commit` says what is to be written, and then `committed` or
+`abort` follows; in between nothing may be changed.
+"""
+
+from __future__ import annotations
+
+import errno
+import struct
+from collections.abc import Callable
+from dataclasses import astuple, dataclass, field
+from typing import NamedTuple
+
+from ...model.dm_target import SECTOR_SIZE
+from .persistent_data import BLOCK_SIZE, BTree, Corrupt, Transaction, checksum, seal
+from .space_map import DataSpaceMap, MetadataSpaceMap
+
+__all__ = ["BadSuperblock", "Commit", "Found", "ThinDevice", "ThinMetadata", "ThinMetadataError"]
+
+SUPERBLOCK = 0
+MAGIC = 27022010
+VERSION = 2
+_SALT = 160774
+_NEEDS_CHECK = 1
+_MAX_RESERVE = 4096
+_TIME_BITS = 24
+
+# csum, flags, blocknr, uuid, magic, version, time, trans_id, held_root, data_space_map_root, metadata_space_map_root,
+# data_mapping_root, device_details_root, data_block_size, metadata_block_size, metadata_nr_blocks, compat_flags,
+# compat_ro_flags, incompat_flags
+_SUPERBLOCK = struct.Struct("<IIQ16sQIIQQ128s128sQQIIQIII")
+
+
+class ThinMetadataError(Exception):
+    """A refusal: an errno, and for some the words of the kernel log."""
+
+    def __init__(self, number: int, message: str = "") -> None:
+        super().__init__(message or errno.errorcode[number])
+        self.errno = number
+        self.message = message
+
+
+class BadSuperblock(Corrupt):
+    """The superblock is none; `errno` is what the kernel gives for that (`sb_check`)."""
+
+    def __init__(self, number: int, message: str) -> None:
+        super().__init__(f"sb_check failed: {message}")
+        self.errno = number
+
+
+@dataclass(slots=True)
+class _Superblock:
+    """What is in `struct thin_disk_superblock`, in its order. `data_block_size` in sectors."""
+
+    flags: int = 0
+    uuid: bytes = bytes(16)
+    version: int = VERSION
+    time: int = 0
+    trans_id: int = 0
+    held_root: int = 0
+    data_space_map_root: bytes = b""
+    metadata_space_map_root: bytes = b""
+    data_mapping_root: int = 0
+    device_details_root: int = 0
+    data_block_size: int = 0
+    metadata_block_size: int = BLOCK_SIZE // SECTOR_SIZE
+    metadata_nr_blocks: int = 0
+    compat_flags: int = 0
+    compat_ro_flags: int = 0
+    incompat_flags: int = 0
+
+    def pack(self, block: int = SUPERBLOCK) -> bytes:
+        flags, uuid, *rest = astuple(self)
+        image = _SUPERBLOCK.pack(0, flags, block, uuid, MAGIC, *rest)
+        return seal(bytearray(image.ljust(BLOCK_SIZE, b"\0")), block, _SALT)
+
+    @classmethod
+    def unpack(cls, image: bytes, block: int = SUPERBLOCK) -> _Superblock:
+        csum, flags, number, uuid, magic, *rest = _SUPERBLOCK.unpack_from(image)
+        if number != block:
+            raise BadSuperblock(errno.ENOTBLK, f"blocknr {number}: wanted {block}")
+        if magic != MAGIC:
+            raise BadSuperblock(errno.EILSEQ, f"magic {magic}: wanted {MAGIC}")
+        if csum != (expected := checksum(image[4:], _SALT)):
+            raise BadSuperblock(errno.EILSEQ, f"csum {expected}: wanted {csum}")
+        return cls(flags, uuid, *rest)
+
+
+@dataclass(slots=True, eq=False)
+class ThinDevice:
+    """`struct dm_thin_device`, and of it in this order on disk: `mapped_blocks`, `transaction_id`, `creation_time`,
+    `snapshotted_time`. `openers`: those who use it; `aborted`: changes to it were lost."""
+
+    id: int
+    mapped_blocks: int
+    transaction_id: int
+    creation_time: int
+    snapshotted_time: int
+    changed: bool = False
+    aborted: bool = False
+    openers: int = 0
+
+    @property
+    def details(self) -> tuple[int, int, int, int]:
+        return self.mapped_blocks, self.transaction_id, self.creation_time, self.snapshotted_time
+
+
+class Found(NamedTuple):
+    """Where a virtual block is; `shared`: others may see it, so it is not to be written."""
+
+    block: int
+    shared: bool
+
+
+@dataclass(slots=True)
+class Commit:
+    """Blocks to write; when they are on stable storage, the superblock, and when that is, the commit is done."""
+
+    superblock: bytes
+    blocks: list[tuple[int, bytes]] = field(default_factory=list)
+
+
+class ThinMetadata:
+    """The metadata on a device of `blocks` blocks of 4096 bytes, of which `read` reads one."""
+
+    def __init__(self, read: Callable[[int], bytes], blocks: int, data_block_size: int, *, writable: bool) -> None:
+        """Open or, on a device that begins with zeroes, format. `data_block_size` in sectors. Raises Corrupt, or
+        ThinMetadataError when the device is for another pool, or unformatted and not `writable`."""
+        self.transaction = Transaction(read)
+        self.changed = False
+        self._devices: dict[int, ThinDevice] = {}
+        self._reserve = min(_MAX_RESERVE, blocks // 10)
+        image = read(SUPERBLOCK)
+        if any(image):
+            self._open(image, data_block_size)
+        elif writable:
+            self._format(blocks, data_block_size)
+        else:
+            raise ThinMetadataError(errno.EPERM)
+
+    def _bind(self) -> None:
+        """The trees and maps of `transaction`."""
+        counts = self.transaction.counts
+        self._metadata_map = MetadataSpaceMap(self.transaction)
+        self._data_map = DataSpaceMap(self.transaction)
+        data = self._data_map.counts
+        shift = _TIME_BITS
+        self._mappings = BTree(
+            self.transaction, "<Q", lambda value: data.inc(value >> shift), lambda value: data.dec(value >> shift)
+        )
+        self._roots = BTree(self.transaction, "<Q", counts.inc, self._mappings.delete)
+        self._details = BTree(self.transaction, "<QQII")
+
+    def _format(self, blocks: int, data_block_size: int) -> None:
+        self._bind()
+        self._metadata_map.create(blocks)
+        self._data_map.create()
+        self._superblock = _Superblock(
+            data_mapping_root=self._roots.empty(),
+            device_details_root=self._details.empty(),
+            data_block_size=data_block_size,
+            metadata_nr_blocks=blocks,
+        )
+        self._committed = self._superblock
+        self.changed = True
+
+    def _open(self, image: bytes, data_block_size: int) -> None:
+        self._load(image)
+        features = self._superblock.incompat_flags
+        if features:
+            raise ThinMetadataError(
+                errno.EINVAL, f"could not access metadata due to unsupported optional features ({features:x})."
+            )
+        if (found := self._superblock.data_block_size) != data_block_size:
+            raise ThinMetadataError(
+                errno.EINVAL, f"changing the data block size (from {found} to {data_block_size}) is not supported"
+            )
+        roots = [(self._superblock.data_mapping_root, self._superblock.device_details_root)]
+        if held := self._superblock.held_root:
+            snapshot = _Superblock.unpack(self.transaction.raw(held), held)
+            roots.append((snapshot.data_mapping_root, snapshot.device_details_root))
+        seen: set[int] = set()
+        for mapping_root, details_root in roots:
+            for _ in self._details.items(details_root):
+                pass
+            for _, root in self._roots.items(mapping_root):
+                if root not in seen:
+                    seen.add(root)
+                    for _ in self._mappings.items(root):
+                        pass
+
+    def _load(self, image: bytes) -> None:
+        self._superblock = _Superblock.unpack(image)
+        self._committed = _Superblock.unpack(image)
+        self._bind()
+        self._metadata_map.open(self._superblock.metadata_space_map_root)
+        self._data_map.open(self._superblock.data_space_map_root)
+
+    # -- transactions -----------------------------------------------------------------------------------
+
+    def prepare_commit(self) -> Commit:
+        """What to write so that all changes are kept. OSError(ENOSPC) when the metadata do not fit."""
+        superblock = self._superblock
+        for device in self._devices.values():
+            if device.changed:
+                root = superblock.device_details_root
+                superblock.device_details_root = self._details.insert(root, device.id, device.details)
+        self._data_map.commit()
+        self._metadata_map.commit()
+        superblock.data_space_map_root = self._data_map.root
+        superblock.metadata_space_map_root = self._metadata_map.root
+        return Commit(superblock.pack(), self.transaction.images())
+
+    def committed(self) -> None:
+        """The `Commit` is on the disk."""
+        self.transaction.committed()
+        self._data_map.counts.committed()
+        self._committed = _Superblock(*astuple(self._superblock))
+        self.changed = False
+        for device in self._devices.values():
+            device.changed = False
+        self._forget_closed()
+
+    def abort(self) -> None:
+        """Go back to what was committed last."""
+        self.transaction.abort()
+        self._load(self._committed.pack())
+        self.changed = False
+        for device in self._devices.values():
+            device.aborted |= device.changed
+            device.changed = False
+            details = self._details.lookup(self._superblock.device_details_root, device.id)
+            if details is not None:
+                device.mapped_blocks, device.transaction_id, device.creation_time, device.snapshotted_time = details
+        self._forget_closed()
+
+    def _forget_closed(self) -> None:
+        self._devices = {device.id: device for device in self._devices.values() if device.openers}
+
+    @property
+    def needs_check(self) -> bool:
+        return bool(self._superblock.flags & _NEEDS_CHECK)
+
+    def set_needs_check(self) -> bytes:
+        """Only a repair lets this be written again from now on. Returns the superblock to write."""
+        self._superblock.flags |= _NEEDS_CHECK
+        self._committed.flags |= _NEEDS_CHECK
+        return self._committed.pack()
+
+    # -- the pool ---------------------------------------------------------------------------------------
+
+    @property
+    def transaction_id(self) -> int:
+        return self._superblock.trans_id
+
+    def set_transaction_id(self, old: int, new: int) -> None:
+        if self._superblock.trans_id != old:
+            raise ThinMetadataError(errno.EINVAL, "mismatched transaction id")
+        self._superblock.trans_id = new
+        self.changed = True
+
+    @property
+    def held_root(self) -> int:
+        """The block of the metadata snapshot, 0 without one."""
+        return self._superblock.held_root
+
+    def reserve_snapshot(self) -> None:
+        """Keep the trees as they are, for programs that look at the metadata device. To be committed before."""
+        if self._superblock.held_root:
+            text = "Pool metadata snapshot already exists: release this before taking another."
+            raise ThinMetadataError(errno.EBUSY, text)
+        copy = _Superblock(*astuple(self._superblock))
+        copy.data_space_map_root = copy.metadata_space_map_root = b""
+        held = self._superblock.held_root = self.transaction.new(b"")
+        self.transaction.pages[held] = copy.pack(held)
+        self.transaction.counts.inc(copy.data_mapping_root)
+        self.transaction.counts.inc(copy.device_details_root)
+        self.changed = True
+
+    def release_snapshot(self) -> None:
+        held = self._superblock.held_root
+        if not held:
+            raise ThinMetadataError(errno.EINVAL, "No pool metadata snapshot found: nothing to release.")
+        copy = _Superblock.unpack(self.transaction.raw(held), held)
+        self._superblock.held_root = 0
+        self._roots.delete(copy.data_mapping_root)
+        self._details.delete(copy.device_details_root)
+        self.transaction.drop(held)
+        self.changed = True
+
+    @property
+    def metadata_blocks(self) -> int:
+        return len(self.transaction.counts)
+
+    @property
+    def free_metadata_blocks(self) -> int:
+        """Without those kept in reserve for the end of a transaction."""
+        return max(self.transaction.counts.free - self._reserve, 0)
+
+    @property
+    def data_blocks(self) -> int:
+        return len(self._data_map.counts)
+
+    @property
+    def free_data_blocks(self) -> int:
+        return self._data_map.counts.free
+
+    @property
+    def freed_data_blocks(self) -> int:
+        """Data blocks that a commit would set free."""
+        return len(self._data_map.counts.freed)
+
+    def resize_data(self, blocks: int) -> None:
+        self._data_map.counts.extend(blocks)
+        self.changed = True
+
+    def resize_metadata(self, blocks: int) -> None:
+        self.transaction.counts.extend(blocks)
+        self._superblock.metadata_nr_blocks = blocks
+        self._reserve = min(_MAX_RESERVE, blocks // 10)
+        self.changed = True
+
+    def allocate_data_block(self) -> int:
+        """OSError(ENOSPC) when none is free."""
+        self.changed = True
+        return self._data_map.counts.allocate()
+
+    def free_data_block(self, block: int) -> None:
+        """Give back a block that was allocated, and mapped nowhere."""
+        self._data_map.counts.dec(block)
+
+    # -- devices ----------------------------------------------------------------------------------------
+
+    def _device(self, number: int) -> ThinDevice:
+        device = self._devices.get(number)
+        if device is None:
+            details = self._details.lookup(self._superblock.device_details_root, number)
+            if details is None:
+                raise ThinMetadataError(errno.ENODATA)
+            device = self._devices[number] = ThinDevice(number, *details)
+        return device
+
+    def open_device(self, number: int) -> ThinDevice:
+        """ENODATA when there is none."""
+        device = self._device(number)
+        device.openers += 1
+        return device
+
+    def close_device(self, device: ThinDevice) -> None:
+        device.openers -= 1
+        if not device.openers and not device.changed and self._devices.get(device.id) is device:
+            del self._devices[device.id]
+
+    def create_thin(self, number: int) -> None:
+        self._must_be_new(number)
+        self._create(number, self._mappings.empty())
+
+    def create_snap(self, number: int, origin_number: int) -> None:
+        self._must_be_new(number)
+        root = self._roots.lookup(self._superblock.data_mapping_root, origin_number)
+        if root is None:
+            raise ThinMetadataError(errno.ENODATA)
+        self.transaction.counts.inc(root)
+        self._superblock.time += 1
+        origin, snapshot = self._device(origin_number), self._create(number, root)
+        origin.snapshotted_time = snapshot.snapshotted_time = self._superblock.time
+        origin.changed = True
+        snapshot.mapped_blocks = origin.mapped_blocks
+
+    def _must_be_new(self, number: int) -> None:
+        if number in self._devices or self._details.lookup(self._superblock.device_details_root, number) is not None:
+            raise ThinMetadataError(errno.EEXIST)
+
+    def _create(self, number: int, root: int) -> ThinDevice:
+        superblock = self._superblock
+        superblock.data_mapping_root = self._roots.insert(superblock.data_mapping_root, number, root)
+        device = ThinDevice(number, 0, superblock.trans_id, superblock.time, superblock.time, changed=True)
+        self._devices[number] = device
+        superblock.device_details_root = self._details.insert(superblock.device_details_root, number, device.details)
+        self.changed = True
+        return device
+
+    def delete(self, number: int) -> None:
+        if self._device(number).openers:
+            raise ThinMetadataError(errno.EBUSY)
+        del self._devices[number]
+        superblock = self._superblock
+        superblock.device_details_root = self._details.remove(superblock.device_details_root, number)
+        superblock.data_mapping_root = self._roots.remove(superblock.data_mapping_root, number)
+        self.changed = True
+
+    # -- mappings ---------------------------------------------------------------------------------------
+
+    def find(self, device: ThinDevice, virtual: int) -> Found | None:
+        value = self._mappings.lookup(self._root(device), virtual)
+        if value is None:
+            return None
+        time = value & (1 << _TIME_BITS) - 1
+        return Found(value >> _TIME_BITS, device.snapshotted_time > time)
+
+    def highest(self, device: ThinDevice) -> int | None:
+        """The highest virtual block that is mapped."""
+        return self._mappings.highest(self._root(device))
+
+    def mapped(self, device: ThinDevice, begin: int, end: int) -> list[tuple[int, int]]:
+        """(virtual block, data block) of what is mapped between two virtual blocks."""
+        items = self._mappings.items(self._root(device), begin, end)
+        return [(virtual, value >> _TIME_BITS) for virtual, value in items]
+
+    def insert(self, device: ThinDevice, virtual: int, block: int) -> None:
+        """Map to a data block of the caller's. What was mapped there before has one reference less."""
+
+        def change(old: int | None) -> int:
+            if old is None:
+                device.mapped_blocks += 1
+            else:
+                self._data_map.counts.dec(old >> _TIME_BITS)
+            return block << _TIME_BITS | self._superblock.time
+
+        self._change(device, lambda root: self._mappings.update(root, virtual, change))
+
+    def remove(self, device: ThinDevice, begin: int, end: int) -> None:
+        """Unmap what is mapped between two virtual blocks."""
+        virtuals = [virtual for virtual, _ in self.mapped(device, begin, end)]
+        if not virtuals:
+            return
+
+        def change(root: int) -> int:
+            for virtual in virtuals:
+                root = self._mappings.remove(root, virtual)
+            return root
+
+        self._change(device, change)
+        device.mapped_blocks -= len(virtuals)
+
+    def is_used_elsewhere(self, block: int) -> bool:
+        """A data block is referred to more than once."""
+        return self._data_map.counts[block] > 1
+
+    def use_data_block(self, block: int) -> None:
+        """One more reference to a data block, `free_data_block` takes it back."""
+        self._data_map.counts.inc(block)
+        self.changed = True
+
+    def _root(self, device: ThinDevice) -> int:
+        root: int = self._roots.lookup(self._superblock.data_mapping_root, device.id)
+        return root
+
+    def _change(self, device: ThinDevice, change: Callable[[int], int]) -> None:
+        self._superblock.data_mapping_root = self._roots.update(self._superblock.data_mapping_root, device.id, change)
+        device.changed = True
+        self.changed = True

@@ -1,0 +1,88 @@
+"""The pools of one device-mapper (`dm_thin_pool_table` of Linux `drivers/md/dm-thin.c`)."""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING
+
+from ...model.dm_target import BlockDevice, Op, TargetError, do_io
+from .io import BLOCK_SECTORS
+from .metadata import BadSuperblock, ThinMetadata, ThinMetadataError
+from .persistent_data import BLOCK_SIZE, Corrupt
+from .pool import Pool
+from .space_map import MAX_METADATA_BLOCKS
+
+if TYPE_CHECKING:
+    from ...model.dm_dev import DmDev
+
+__all__ = ["Pools", "metadata_blocks"]
+
+
+def metadata_blocks(device: BlockDevice) -> int:
+    """How many blocks of a metadata device are used."""
+    return min(device.size // BLOCK_SECTORS, MAX_METADATA_BLOCKS)
+
+
+class Pools:
+    """Pools by their mapped devices. A pool lives as long as targets use it: it outlasts the tables of its device."""
+
+    def __init__(self) -> None:
+        self._pools: dict[DmDev, Pool] = {}
+
+    def of(self, device: DmDev) -> Pool | None:
+        return self._pools.get(device)
+
+    def find(
+        self, device: DmDev, metadata: BlockDevice, data: BlockDevice, block_size: int, *, read_only: bool
+    ) -> Pool:
+        """The pool of a mapped device, made if need be (`__pool_find`). TargetError when it cannot be had."""
+        for pool in self._pools.values():
+            if pool.metadata_device is metadata and pool.device is not device:
+                raise TargetError(errno.EBUSY, "metadata device already in use by a pool")
+            if pool.metadata_device is metadata and pool.data_device is not data:
+                raise TargetError(errno.EBUSY, "data device already in use by a pool")
+        pool_of_device = self._pools.get(device)
+        if pool_of_device is None:
+            pool = Pool(device, metadata, data, block_size, _open(device, metadata, block_size, read_only))
+            self._pools[device] = pool
+            return pool
+        if pool_of_device.metadata_device is not metadata:
+            raise TargetError(errno.EINVAL, "different pool cannot replace a pool")
+        return pool_of_device
+
+    def take(self, pool: Pool) -> None:
+        pool.users += 1
+
+    def release(self, pool: Pool) -> None:
+        """One user less; the last one leaves everything on the disk."""
+        pool.users -= 1
+        if not pool.users:
+            pool.commit()
+            del self._pools[pool.device]
+
+
+def _open(device: DmDev, metadata: BlockDevice, block_size: int, read_only: bool) -> ThinMetadata:
+    def read(block: int) -> bytes:
+        image = memoryview(bytearray(BLOCK_SIZE))
+        if error := do_io(Op.READ, metadata, block * BLOCK_SECTORS, image):
+            raise OSError(error, f"block {block} of {metadata.path}")
+        return bytes(image)
+
+    log = device.mapper.events.log
+    try:
+        return ThinMetadata(read, metadata_blocks(metadata), block_size, writable=not read_only)
+    except ThinMetadataError as failure:
+        number = failure.errno
+        if failure.message:
+            log(f"device-mapper: thin metadata: {failure.message}")
+    except BadSuperblock as failure:
+        number = failure.errno
+        log(f"device-mapper: thin metadata: {failure}")
+        log("device-mapper: block manager: superblock validator check failed for block 0")
+        log("device-mapper: thin metadata: couldn't read superblock")
+    except Corrupt as failure:
+        number = errno.EILSEQ
+        log(f"device-mapper: thin metadata: {failure}")
+    except OSError as failure:
+        number = failure.errno or errno.EIO
+    raise TargetError(number, "Error creating metadata object")

@@ -1,0 +1,191 @@
+"""Forward error correction for verity (Linux `drivers/md/dm-verity-fec.c`).
+
+Data blocks, and the hash blocks behind them, are cut into columns of `rounds` blocks; byte n of all columns together is
+the message of Reed-Solomon code n over GF(256) (polynomial 0x11d, roots 1, a, a**2 ...), whose parity of `roots` bytes
+lies at n * roots on the FEC device. So a block shares its codes with one block of each other column.
+
+A block known to be bad is an erasure. Alone, it is what the first syndrome says; several are found by a system of
+equations, one syndrome each. All is done for whole blocks at a time. Bad hash blocks are mended only when alone.
+"""
+
+from __future__ import annotations
+
+import errno
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from ...model.dm_target import SECTOR_SIZE, BlockDevice, DmPdev, Op, Target, submit
+
+__all__ = ["MAX_ROOTS", "MIN_ROOTS", "Fec", "Layout"]
+
+RSM = 255
+MIN_ROOTS, MAX_ROOTS = 2, 24
+
+
+def _tables() -> tuple[list[int], list[int]]:
+    exp, log, value = [0] * 510, [0] * 256, 1
+    for power in range(255):
+        exp[power] = exp[power + 255] = value
+        log[value] = power
+        value = value << 1 ^ (0x11D if value >> 7 else 0)
+    return exp, log
+
+
+_EXP, _LOG = _tables()
+
+
+def _times(a: int, b: int) -> int:
+    return _EXP[_LOG[a] + _LOG[b]] if a and b else 0
+
+
+def _inverse(a: int) -> int:
+    return _EXP[255 - _LOG[a]]
+
+
+#: `bytes.translate` tables: multiplication by each element.
+_BY = [bytes(_times(a, b) for b in range(256)) for a in range(256)]
+
+
+def _xor(a: bytes, b: bytes) -> bytes:
+    return (int.from_bytes(a, "little") ^ int.from_bytes(b, "little")).to_bytes(len(a), "little")
+
+
+def _syndrome(power: int, columns: Iterable[bytes], size: int) -> bytes:
+    """The received polynomial at a**power, for each byte of the blocks."""
+    table = _BY[_EXP[power]]
+    total = bytes(size)
+    for column in columns:
+        total = _xor(total.translate(table), column)
+    return total
+
+
+def _solve(places: Sequence[int], syndromes: list[bytes]) -> list[bytes]:
+    """The error at each of `places` (numbers of columns), from as many syndromes."""
+    count = len(places)
+    rows = [[_EXP[(RSM - 1 - place) * power % 255] for place in places] for power in range(count)]
+    right = list(syndromes)
+    for at in range(count):
+        pivot = next(row for row in range(at, count) if rows[row][at])
+        rows[at], rows[pivot], right[at], right[pivot] = rows[pivot], rows[at], right[pivot], right[at]
+        scale = _inverse(rows[at][at])
+        rows[at] = [_times(scale, value) for value in rows[at]]
+        right[at] = right[at].translate(_BY[scale])
+        for row in range(count):
+            factor = rows[row][at]
+            if row != at and factor:
+                rows[row] = [value ^ _times(factor, own) for value, own in zip(rows[row], rows[at], strict=True)]
+                right[row] = _xor(right[row], right[at].translate(_BY[factor]))
+    return right
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What is protected: `data_blocks` of `data`, then the blocks of `hash` from `hash_start` on. `size` in bytes."""
+
+    data: DmPdev
+    data_blocks: int
+    hash: DmPdev
+    hash_start: int
+    size: int
+
+
+class Fec:
+    """`blocks`: all that are protected; `start`: block of `dev` where parity begins; `roots`: its bytes per code."""
+
+    def __init__(self, target: Target, dev: DmPdev, blocks: int, start: int, roots: int, layout: Layout) -> None:
+        self.target = target
+        self.dev = dev
+        self.blocks = blocks
+        self.start = start
+        self.roots = roots
+        self.layout = layout
+        self.columns = RSM - roots
+        self.rounds = -(-blocks // self.columns)
+
+    def number_of_hash_block(self, block: int) -> int:
+        """Its number among the protected blocks; that of a data block is its own."""
+        return block - self.layout.hash_start + self.layout.data_blocks
+
+    def members(self, number: int) -> range:
+        """The protected blocks that share their codes with this one, itself included."""
+        row = number % self.rounds
+        return range(row, row + self.columns * self.rounds, self.rounds)
+
+    def decode(
+        self,
+        number: int,
+        is_bad: Callable[[int, bytes], bool],
+        is_good: Callable[[bytes], bool],
+        done: Callable[[bytes | None], None],
+    ) -> None:
+        """Mend a protected block: `done(data)`, None when it cannot be. `is_bad(block, data)` judges other data blocks,
+        `is_good(data)` what comes out."""
+        size = self.layout.size
+        name = self.layout.data.number
+        row, place = number % self.rounds, number // self.rounds
+        members = self.members(number)
+
+        def read(parts: list[bytes] | None) -> None:
+            if parts is None:
+                done(None)
+                return
+            parity = parts.pop()
+            columns = [*parts, *(parity[root :: self.roots] for root in range(self.roots))]
+            errors = [_syndrome(0, columns, size)]
+            if finish(columns[place], errors):
+                return
+            places = [place, *(at for at, block in enumerate(members) if at != place and is_bad(block, columns[at]))]
+            if not 1 < len(places) <= self.roots:
+                done(None)
+                return
+            syndromes = [_syndrome(power, columns, size) for power in range(len(places))]
+            if not finish(columns[place], _solve(places, syndromes)):
+                done(None)
+
+        def finish(bad: bytes, errors: list[bytes]) -> bool:
+            mended = _xor(bad, errors[0])
+            if not is_good(mended):
+                return False
+            corrected = sum(size - error.count(0) for error in errors)
+            self.target.log(f"{name}: FEC {row * size}: corrected {corrected} errors", "verity-fec")
+            done(mended)
+            return True
+
+        start = self.start * size + row * size * self.roots
+        areas = [self._area(block) for block in members]
+        _read_all([*areas, (self.dev.bdev, start, size * self.roots)], size, read)
+
+    def _area(self, block: int) -> tuple[BlockDevice, int, int] | None:
+        """(device, byte, bytes) of a protected block; None: it counts as zeroes."""
+        layout = self.layout
+        if block < layout.data_blocks:
+            return layout.data.bdev, block * layout.size, layout.size
+        if block < self.blocks:
+            return layout.hash.bdev, (block - layout.data_blocks + layout.hash_start) * layout.size, layout.size
+        return None
+
+
+def _read_all(
+    areas: Sequence[tuple[BlockDevice, int, int] | None], size: int, done: Callable[[list[bytes] | None], None]
+) -> None:
+    """Read all of `areas` at once; what is None, or lies behind its device's end, is `size` zeroes."""
+    parts: list[bytes | bytearray] = [bytes(size) for _ in areas]
+    present = [(at, area) for at, area in enumerate(areas) if area and area[1] + area[2] <= area[0].bytes]
+    lock = threading.Lock()
+    left, failed = len(present), 0
+
+    def ended(error: int) -> None:
+        nonlocal left, failed
+        with lock:
+            failed = failed or error
+            left -= 1
+            if left:
+                return
+        done(None if failed else [bytes(part) for part in parts])
+
+    for at, (bdev, start, length) in present:
+        parts[at] = bytearray(length)
+        submit(Op.READ, bdev, start // SECTOR_SIZE, memoryview(parts[at]), ended)
+    if not present:
+        ended(errno.EIO)

@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import errno
+
+import pytest
+from support.targets import FaultyDisk, pattern, read
+
+from dmserver.io.bio import Op
+from dmserver.targets.integrity.serial import Job, Request, SerialQueue
+
+
+def copy(disk: FaultyDisk, order: list[int], sector: int) -> Job:
+    """Adds one to every byte of a sector; whoever did so in between would be lost."""
+    data = memoryview(bytearray(512))
+    order.append(sector)
+    error = yield Request(Op.READ, disk, sector, data)
+    if not error:
+        data[:] = bytes(byte + 1 & 0xFF for byte in data)
+        error = yield Request(Op.WRITE, disk, sector, data)
+    return error
+
+
+def test_one_job_at_a_time_however_slow() -> None:
+    disk, queue, order, ends = FaultyDisk(0), SerialQueue(), [], []  # type: ignore[var-annotated]
+    disk.slow = True
+    for _ in range(100):
+        queue.start(copy(disk, order, 3), ends.append)
+    assert (len(disk.held), order, ends) == (1, [3], [])
+    disk.finish()
+    assert (order, ends) == ([3] * 100, [0] * 100)
+    assert read(disk, 3) == bytes([100]) * 512
+
+
+def test_errors_reach_the_job_and_its_end() -> None:
+    disk, queue = FaultyDisk(0), SerialQueue()
+    disk.fail = lambda bio: bio.op is Op.WRITE
+    assert queue.run(copy(disk, [], 0)) == errno.EIO
+    disk.fail = lambda bio: False
+    assert queue.run(copy(disk, [], 0)) == 0
+
+
+def test_a_job_that_raises_fails_alone(caplog: pytest.LogCaptureFixture) -> None:
+    def broken() -> Job:
+        yield Request(Op.FLUSH, FaultyDisk(1), 0, None)
+        raise ZeroDivisionError
+
+    queue = SerialQueue()
+    assert queue.run(broken()) == errno.EIO
+    assert "its bio fails" in caplog.text
+    disk = FaultyDisk(0)
+    assert queue.run(copy(disk, [], 7)) == 0
+    assert read(disk, 7) != pattern(0, 7)

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dmserver.targets.thin.persistent_data import PER_BITMAP, Corrupt, Transaction
+from dmserver.targets.thin.space_map import DataSpaceMap, MetadataSpaceMap
+
+COUNTS = st.dictionaries(st.integers(0, 2 * PER_BITMAP), st.integers(1, 6), max_size=20)
+
+
+@given(COUNTS, COUNTS)
+def test_counts_are_read_as_they_were_written(first: dict[int, int], then: dict[int, int]) -> None:
+    disk: dict[int, bytes] = {}
+    work = Transaction(disk.__getitem__)
+    metadata, data = MetadataSpaceMap(work), DataSpaceMap(work)
+    metadata.create(4000)
+    data.create()
+    data.counts.extend(2 * PER_BITMAP + 1)
+    for counts in (first, then):
+        for block in range(len(data.counts)) if counts is then else ():
+            if data.counts[block]:
+                data.counts[block] = 0
+        for block, count in counts.items():
+            data.counts[block] = count
+        data.commit()
+        metadata.commit()
+        disk |= dict(work.images())
+        work.committed()
+        data.counts.committed()
+    again = Transaction(disk.__getitem__)
+    metadata_again, data_again = MetadataSpaceMap(again), DataSpaceMap(again)
+    metadata_again.open(metadata.root)
+    data_again.open(data.root)
+    assert {block: data_again.counts[block] for block in then} == then
+    assert data_again.counts.low == data.counts.low
+    assert data_again.counts.allocated == len(then)
+    assert (again.counts.low, again.counts.allocated) == (work.counts.low, work.counts.allocated)
+
+
+def test_a_bitmap_changes_only_with_its_counts() -> None:
+    work = Transaction(lambda block: b"")
+    metadata, data = MetadataSpaceMap(work), DataSpaceMap(work)
+    metadata.create(4000)
+    data.create()
+    data.counts.extend(2 * PER_BITMAP)
+    data.commit()
+    work.committed()
+    before = [entry.block for entry in data.index]
+    data.counts.inc(PER_BITMAP)
+    data.commit()
+    after = [entry.block for entry in data.index]
+    assert (before[0] == after[0], before[1] == after[1]) == (True, False)
+    assert [entry.free for entry in data.index] == [PER_BITMAP, PER_BITMAP - 1]
+    assert data.index[1].none_free_before == 1
+
+
+def test_a_broken_bitmap_is_refused() -> None:
+    disk: dict[int, bytes] = {}
+    work = Transaction(disk.__getitem__)
+    metadata = MetadataSpaceMap(work)
+    metadata.create(4000)
+    metadata.commit()
+    disk |= dict(work.images())
+    bitmap = metadata.index[0].block
+    disk[bitmap] = disk[bitmap][:-1] + b"x"
+    with pytest.raises(Corrupt, match="bitmap check failed: csum"):
+        MetadataSpaceMap(Transaction(disk.__getitem__)).open(metadata.root)
