@@ -1,7 +1,7 @@
 """raid: md's levels 0, 1, 4, 5, 6 and 10 (Linux `drivers/md/dm-raid.c`).
 
-Arguments: those of `raid_params`. `raid_super` is what the metadata devices hold, `raid_mirror` and `raid_parity` are
-the ways of data, `raid_sync` is what goes on in the background.
+Arguments: those of `params`. `super` is what the metadata devices hold, `mirror` and `parity` are
+the ways of data, `sync` is what goes on in the background.
 
 Not there, and refused: raid10's far and offset layouts, a journal, and all that changes the shape of a raid in place
 (takeover, reshape, `delta_disks`, `data_offset`). As in the kernel, raid10 needs metadata devices.

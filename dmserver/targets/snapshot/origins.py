@@ -11,22 +11,15 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ...model.dm_target import Bio, BlockDevice
+from ..actions import Actions, run
 
 if TYPE_CHECKING:
     from .snapshot import Snapshot
 
-__all__ = ["Actions", "Origins", "run"]
+__all__ = ["Origins"]
 
 #: `rounddown_pow_of_two(UINT_MAX)`: the chunk size of an origin without snapshots, in sectors.
 NO_CHUNKS = 1 << 31
-
-Actions = list[Callable[[], None]]
-
-
-def run(actions: Actions) -> None:
-    """Perform what was collected under the lock."""
-    for action in actions:
-        action()
 
 
 class Origins:

@@ -34,8 +34,9 @@ from ...model.dm_target import (
     Target,
     TargetError,
 )
+from ..actions import Actions, run
 from . import exception_store
-from .origins import Actions, Origins, run
+from .origins import Origins
 
 __all__ = ["Pending", "Snapshot"]
 

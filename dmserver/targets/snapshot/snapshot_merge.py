@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from ...model.dm_target import Bio, MapResult, Op
+from ..actions import Actions, run
 from .exception_store import PersistentStore
-from .origins import Actions, run
 from .snapshot import Snapshot
 
 __all__ = ["SnapshotMerge"]

@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from ...model.dm_target import Bio, DmPdev, MapResult, Op, StatusType, Target
-from .origins import Actions, Origins, run
+from ..actions import Actions, run
+from .origins import Origins
 
 __all__ = ["SnapshotOrigin"]
 

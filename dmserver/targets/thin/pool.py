@@ -17,7 +17,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from ...model.dm_target import SECTOR_SIZE, Bio, BlockDevice, Extent, Kcopyd, Op, submit
-from ..snapshot.origins import Actions
+from ..actions import Actions
 from .io import copy_block, discard_runs
 from .metadata import ThinMetadata
 from .pool_state import METADATA_FAILURES, Mode, PoolState

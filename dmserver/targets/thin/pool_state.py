@@ -17,7 +17,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from ...model.dm_target import BlockDevice, Op, TargetError, is_suspended, submit
-from ..snapshot.origins import Actions, run
+from ..actions import Actions, run
 from .io import BLOCK_SECTORS, write_commit
 from .metadata import ThinMetadata
 from .persistent_data import Corrupt

@@ -5,7 +5,7 @@ SALT|- [NUM OPTION...]; sizes in bytes, HASH_START in hash blocks. Read-only tab
 tree: level 0 holds the digests of data blocks, each further level those of the level below; the root digest is that of
 the single block on top.
 
-With use_fec_from_device, fec_blocks, fec_start and fec_roots, what does not match is mended if possible: `verity_fec`.
+With use_fec_from_device, fec_blocks, fec_start and fec_roots, what does not match is mended if possible: `fec`.
 Signed root hashes are not there: their option is refused as by a kernel built without.
 restart_on_corruption and panic_on_corruption fail the bio, as the default does: no machine is ours to restart.
 """
