@@ -72,11 +72,13 @@ class Store:
         """Make what the file tells; nothing when there is none. What cannot be made is logged, and the rest is; then
         the file is also kept beside, as FILE.rejected, since the next change writes it anew.
 
-        ValueError for a file that is no state, or of a newer format.
+        ValueError for a file that is no state, or of a newer format; OSError when it cannot be read or lies nowhere.
         """
         try:
             text = self._path.read_bytes()
         except FileNotFoundError:
+            if not self._path.parent.is_dir():
+                raise
             return
         try:
             state = json.loads(text)

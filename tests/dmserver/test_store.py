@@ -114,6 +114,11 @@ def test_what_cannot_be_made_is_logged_and_the_rest_comes_back(
     assert stat.S_IMODE(kept.stat().st_mode) == 0o600
 
 
+def test_a_file_in_no_directory_is_refused_at_once(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="nowhere/state"):
+        Store(str(tmp_path / "nowhere" / "state"), Host()).restore()
+
+
 def test_what_a_crash_left_of_a_new_file_is_of_no_account(tmp_path: Path) -> None:
     precious = tmp_path / "precious"
     precious.write_text("precious")
