@@ -47,12 +47,12 @@ Keys of crypt and integrity targets, and everything under DM_SECURE_DATA_FLAG, a
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the tool; the exit status. 1: a message or file was bad, 2: usage."""
-    options = _parser().parse_args(arguments)
     if sys.stderr is None:  # a stream is None if it was closed when the tool began
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115  # for as long as the process lives
     if sys.stdout is None:
         return _complain("standard output", os.strerror(errno.EBADF))
     try:
+        options = _parser().parse_args(arguments)
         status: int = options.run(options)
         sys.stdout.flush()
     except OSError as error:  # of standard output: `_read` tells of files
@@ -124,7 +124,7 @@ class _PrintCompletion(argparse.Action):
             parser.exit(1, "dmproto: --print-completion needs shtab: pip install 'dmproto[completion]'\n")
         if shell not in shtab.SUPPORTED_SHELLS:
             parser.error(f"no completion for {shell}, only for {', '.join(shtab.SUPPORTED_SHELLS)}")
-        print(shtab.complete(parser, shell))
+        print(shtab.complete(parser, shell), flush=True)
         parser.exit()
 
 

@@ -213,11 +213,16 @@ def run(command: _Command, arguments: Sequence[str], send: Send, *, stdin: TextI
         told = "" if failure.strerror == words else f" ({failure.strerror})"
         print(f"dmctl: {command.complaint}: {words}{told}", file=sys.stderr)
         return 1
+    return _print([_json(reply)] if json else command.show(reply, arguments))
+
+
+def _print(lines: Iterable[str]) -> int:
+    """The exit status: 1 when the reader had enough."""
     try:
-        for line in [_json(reply)] if json else command.show(reply, arguments):
+        for line in lines:
             print(line)
         sys.stdout.flush()
-    except BrokenPipeError:  # the reader had enough
+    except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     return 0
@@ -264,8 +269,7 @@ def _print_completion(shell: str) -> int:
     for action in parser._actions:
         if action.dest == "command":
             action.choices = list(COMMANDS)
-    print(shtab.complete(parser, shell))
-    return 0
+    return _print([shtab.complete(parser, shell)])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
