@@ -9,6 +9,7 @@ with Client() as dm:
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from collections.abc import Iterable
@@ -69,8 +70,8 @@ class Client:
             self._socket.connect(self.path)
         except OSError as failure:
             self._socket.close()
-            failure.filename = self.path
-            raise
+            number, text = failure.errno or errno.ENAMETOOLONG, failure.strerror or str(failure)
+            raise OSError(number, text, self.path) from None  # Python gives no number to a path that is too long
 
     def close(self) -> None:
         self._socket.close()

@@ -93,7 +93,8 @@ def listen(path: str, *, everyone: bool) -> socket.socket:
             listener.bind(path)
         except OSError as failure:
             if failure.errno != errno.EADDRINUSE or not _dead(path):
-                raise OSError(failure.errno, failure.strerror, path) from None
+                # Python gives no number to a path that is too long
+                raise OSError(failure.errno or errno.ENAMETOOLONG, failure.strerror or str(failure), path) from None
             os.unlink(path)
             listener.bind(path)
         listener.listen(1024)

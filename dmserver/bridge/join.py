@@ -81,7 +81,7 @@ def knock(path: str) -> socket.socket:
         door.connect(bridge_path(path))
     except OSError as failure:
         door.close()
-        raise ConnectionError(f"no server at {path}: {failure.strerror}") from None
+        raise ConnectionError(f"no server at {path}: {failure.strerror or failure}") from None
     return door
 
 

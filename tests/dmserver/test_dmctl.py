@@ -140,6 +140,7 @@ def test_json_is_the_reply_on_one_line(server: Served, capsys: pytest.CaptureFix
         (["frobnicate"], "", "dmctl: unknown command: frobnicate"),
         ([], "", "usage: dmctl"),
         (["--socket", "/nowhere/s", "ls"], "", "dmctl: no server at /nowhere/s: No such file or directory"),
+        (["--socket", "/" + "s" * 200, "ls"], "", "AF_UNIX path too long"),
     ],
 )
 def test_what_is_wrong_is_said(

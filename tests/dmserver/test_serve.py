@@ -92,6 +92,12 @@ def test_a_server_that_may_not_start_leaves_the_others_state_alone(directory: Pa
         assert (directory / "state").read_bytes() == before
 
 
+def test_a_path_too_long_for_a_socket_is_refused(directory: Path) -> None:
+    with pytest.raises(OSError, match="AF_UNIX path too long") as refused:
+        listen(str(directory / ("s" * 200)), everyone=False)
+    assert refused.value.errno == errno.ENAMETOOLONG
+
+
 def test_a_socket_whose_backlog_is_full_is_alive(directory: Path) -> None:
     path = directory / "s"
     with socket.socket(socket.AF_UNIX) as busy, ExitStack() as stack:
