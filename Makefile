@@ -11,12 +11,12 @@ SOCKET ?= $(CURDIR)/dm.sock
 # Serve a device-mapper on ./dm.sock.
 run: $(VENV)/runs
 	@echo 'Try, in another shell:'
-	@echo '  export DM_SOCKET=$(SOCKET)'
+	@echo '  export DM_SOCKET="$(SOCKET)"'
 	@echo '  $(BIN)/dmctl create vol1'
 	@echo '  echo "0 2048 linear /dev/ram0 0" | $(BIN)/dmctl reload vol1'
 	@echo '  $(BIN)/dmctl resume vol1; $(BIN)/dmctl table vol1; $(BIN)/dmctl deps vol1; $(BIN)/dmctl pdevs'
 	@echo 'Stop it with ^C.'
-	@exec $(BIN)/dmserver serve --socket $(SOCKET) --pdev /dev/ram0=ram:16M --pdev /dev/ram1=ram:16M
+	@exec $(BIN)/dmserver serve --socket "$(SOCKET)" --pdev /dev/ram0=ram:16M --pdev /dev/ram1=ram:16M
 
 # Check the types and the style, and test the package as it is installed.
 test: $(VENV)/tests
