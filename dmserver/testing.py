@@ -116,8 +116,9 @@ class PrivateServer:
         check: bool = True,
         timeout: float = TIMEOUT,
     ) -> subprocess.CompletedProcess[str]:
-        """Run a program under the bridge to its end. CalledProcessError when it fails and `check` is true,
-        TimeoutExpired (the program is killed) after `timeout` seconds."""
+        """Run a program under the bridge to its end. CalledProcessError when it fails and `check` is true, with
+        a note of its standard error and of the kernel's log; TimeoutExpired (the program is killed) after `timeout`
+        seconds."""
         process = self.popen(
             *argv, env=env, cwd=cwd, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )
@@ -129,7 +130,9 @@ class PrivateServer:
                 raise
         result = subprocess.CompletedProcess(list(argv), process.returncode, stdout, stderr)
         if check and result.returncode:
-            raise subprocess.CalledProcessError(result.returncode, result.args, stdout, stderr)
+            failure = subprocess.CalledProcessError(result.returncode, result.args, stdout, stderr)
+            failure.add_note("\n".join([stderr.rstrip(), *self.host.mapper.events.lines]))
+            raise failure
         return result
 
     def close(self) -> None:

@@ -38,6 +38,14 @@ def test_a_failure_is_raised(dm_run):
     with pytest.raises(subprocess.CalledProcessError) as caught:
         dm_run("dmsetup", "remove", "nothing")
     assert "No such device" in caught.value.stderr
+
+
+def test_a_failure_tells_what_was_said_and_logged(dm_run):
+    with pytest.raises(subprocess.CalledProcessError) as caught:
+        dm_run("dmsetup", "create", "vol", "--table", "0 8 linear")
+    (note,) = caught.value.__notes__
+    assert "reload ioctl on vol" in note
+    assert "linear: Invalid argument count" in note
 """
 
 dmsetup = pytest.mark.skipif(shutil.which("dmsetup", path="/usr/sbin:/sbin") is None, reason="no dmsetup")
@@ -52,13 +60,13 @@ def suite(tmp_path: Path, *options: str) -> str:
 
 @dmsetup
 def test_a_users_suite(tmp_path: Path) -> None:
-    assert "5 passed" in suite(tmp_path)
+    assert "6 passed" in suite(tmp_path)
 
 
 @dmsetup
 def test_in_parallel(tmp_path: Path) -> None:
     pytest.importorskip("xdist")
-    assert "5 passed" in suite(tmp_path, "-n", "2")
+    assert "6 passed" in suite(tmp_path, "-n", "2")
 
 
 def test_nothing_heavy_is_imported_for_the_plugin() -> None:
