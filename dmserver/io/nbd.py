@@ -188,9 +188,9 @@ def _listen_unix(path: str) -> socket.socket:
         finally:
             os.umask(mask)
         listener.listen(_BACKLOG)
-    except BaseException:
+    except OSError as failure:
         listener.close()
-        raise
+        raise OSError(failure.errno, failure.strerror or str(failure), path) from None
     return listener
 
 

@@ -380,6 +380,11 @@ def test_malformed_address(served: Served, address: str) -> None:
         NbdServer(served.stack.mapper).start(address)
 
 
+def test_a_path_where_no_socket_can_be_is_named(served: Served) -> None:
+    with pytest.raises(FileNotFoundError, match="/nowhere/s"):
+        NbdServer(served.stack.mapper).start("/nowhere/s")
+
+
 def test_socket_of_a_dead_server_is_replaced_and_of_a_live_one_kept(served: Served) -> None:
     with pytest.raises(OSError, match="in use"):
         NbdServer(served.stack.mapper).start(served.path)
