@@ -89,7 +89,12 @@ class _Records:
                 pattern += b"(%b)?" % _pattern(key, tabs)
         pattern += b"\t\t</dict>\n"
         self.find = re.compile(pattern).findall
-        self.span = re.compile(b"(?:%b)*+" % re.sub(rb"\((?!\?)", b"(?:", pattern)).fullmatch
+        self._span = re.compile(b"(?:%b)++" % re.sub(rb"\((?!\?)", b"(?:", pattern)).fullmatch
+
+    def fill(self, text: bytes, start: int, end: int) -> bool:
+        """Whether whole records, at least one, and nothing else stand there."""
+        # CPython before 3.11.5 does not step back from a last repetition that fails (gh-106052): look at the end, too.
+        return text.endswith(b"\t\t</dict>\n", start, end) and self._span(text, start, end) is not None
 
 
 _TARGETS = _Records(netbsd.TARGET, without=("status",))
@@ -389,7 +394,7 @@ def _dev(minor: int) -> int:
 def _hear_targets(text: bytes, place: int, end: int, reply: bool) -> tuple[bytes | None, int]:
     """A chain of dm_target_spec, and how many."""
     layout = _STATUSES if reply else _TARGETS
-    if place == end or not layout.span(text, place, end):
+    if not layout.fill(text, place, end):
         return None, 0
     parts: list[bytes] = []
     pack, fixed, following = _SPEC.pack, _SPEC.size, 0
@@ -414,7 +419,7 @@ def _hear_targets(text: bytes, place: int, end: int, reply: bool) -> tuple[bytes
 
 def _hear_devices(text: bytes, place: int, end: int, *, events: bool) -> bytes | None:
     """A chain of dm_name_list, filled up to a multiple of 8 as the kernel counts it."""
-    if place == end or not _DEVICES.span(text, place, end):
+    if not _DEVICES.fill(text, place, end):
         return None
     chain, last = bytearray(), 0
     for minor, event_nr, name, told, uuid in _DEVICES.find(text, place, end):

@@ -44,7 +44,7 @@ _UNFINISHED = " <unfinished ...>"
 _MAX_PENDING = 1024
 _MAX_DEPTH = 8  # strace goes to 4: arguments, struct dm_ioctl, dm_target_deps, its array
 
-_GAP = re.compile(r"\s*+(?:/\*.*?\*/\s*+)*+", re.DOTALL)
+_BLANKS = re.compile(r"\s*+")
 _TOKEN = re.compile(
     r'"(?P<text>(?:[^"\\]|\\.)*+)"(?P<cut>\.\.\.)?|(?P<mark>[\[\]{},]|=>)'
     r"|(?P<name>[a-z_]++)=|(?P<word>(?!/\*)(?:makedev\([^)]*\)|[^\s\[\]{},()=])+)",
@@ -150,16 +150,26 @@ class _Values:
         return sides
 
     def _next(self) -> re.Match[str] | None:
-        gap = _GAP.match(self.text, self.position)
-        assert gap  # it may be empty
-        if gap.end() == len(self.text):
+        start = self._behind_comments()
+        if start == len(self.text):
             return None
-        match = _TOKEN.match(self.text, gap.end())
+        match = _TOKEN.match(self.text, start)
         if match is None:
-            found = self.text[gap.end() : gap.end() + 20]
-            raise BadMessage(f"{found!r} is no value that strace prints", offset=gap.end())
+            found = self.text[start : start + 20]
+            raise BadMessage(f"{found!r} is no value that strace prints", offset=start)
         self.position = match.end()
         return match
+
+    def _behind_comments(self) -> int:
+        """Where what is no blank and no whole comment begins."""
+        text, position = self.text, self.position
+        while True:
+            blanks = _BLANKS.match(text, position)
+            position = blanks.end() if blanks else position
+            closing = text.find("*/", position + 2) if text.startswith("/*", position) else -1
+            if closing < 0:
+                return position
+            position = closing + 2
 
     def _value(self, token: re.Match[str]) -> Any:
         if token["text"] is not None:
