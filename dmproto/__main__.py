@@ -17,6 +17,7 @@ from . import captures, explain, linux, proplib, translate
 from .captures import Capture
 from .commands import Command
 from .commands import command as find_command
+from .completion import add_completion
 from .errors import BadDictionary, BadMessage
 from .records import Message
 from .translate import Form
@@ -69,12 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="dmproto", description="Device-mapper messages, Linux's and NetBSD's: convert and decode them."
     )
-    parser.add_argument(
-        "--print-completion",
-        action=_PrintCompletion,
-        metavar="SHELL",
-        help="print a completion script (bash, zsh, tcsh)",
-    )
+    add_completion(parser)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     convert = _command(commands, "convert", _convert, "write messages in another form", _CONVERT_EXAMPLES)
     forms = [form.value for form in Form]
@@ -114,18 +110,6 @@ def _known_command(word: str) -> Command:
         return find_command(word)
     except KeyError as error:
         raise argparse.ArgumentTypeError(error.args[0]) from None
-
-
-class _PrintCompletion(argparse.Action):
-    def __call__(self, parser: argparse.ArgumentParser, namespace: object, shell: Any, option: object = None) -> None:
-        try:
-            import shtab
-        except ImportError:
-            parser.exit(1, "dmproto: --print-completion needs shtab: pip install 'dmproto[completion]'\n")
-        if shell not in shtab.SUPPORTED_SHELLS:
-            parser.error(f"no completion for {shell}, only for {', '.join(shtab.SUPPORTED_SHELLS)}")
-        print(shtab.complete(parser, shell), flush=True)
-        parser.exit()
 
 
 def _convert(options: argparse.Namespace) -> int:

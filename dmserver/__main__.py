@@ -7,6 +7,8 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+from dmproto.completion import add_completion
+
 __all__ = ["main"]
 
 COMMANDS = {
@@ -18,14 +20,15 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a subcommand; only its own module is imported."""
+    """Run a subcommand; only its own module is imported, unless a completion script has to know all of them."""
     words = sys.argv[1:] if argv is None else list(argv)
     parser = argparse.ArgumentParser(prog="dmserver", description="A device-mapper that runs anywhere.")
+    add_completion(parser)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     chosen = next((word for word in words if not word.startswith("-")), "")
     for name, (module, text) in COMMANDS.items():
         command = commands.add_parser(name, help=text, description=text)
-        if name == chosen:
+        if name == chosen or words[:1] == ["--print-completion"]:
             import_module(module).add_arguments(command)
     args = parser.parse_args(words)
     status: int = import_module(COMMANDS[args.command][0]).main(args)

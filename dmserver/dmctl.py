@@ -14,6 +14,7 @@ from dataclasses import KW_ONLY, dataclass
 from typing import Any, TextIO
 
 from dmproto import proplib
+from dmproto.completion import print_completion
 from dmproto.flags import DmFlag
 from dmproto.proplib import Unsigned
 from dmproto.records import netbsd_decode
@@ -255,29 +256,15 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _print_completion(shell: str) -> int:
-    """Shell completion, by shtab."""
-    try:
-        import shtab
-    except ImportError:
-        print("dmctl: --print-completion needs shtab: pip install 'dmproto[completion]'", file=sys.stderr)
-        return 1
-    if shell not in shtab.SUPPORTED_SHELLS:
-        print(f"dmctl: no completion for {shell}, only for {', '.join(shtab.SUPPORTED_SHELLS)}", file=sys.stderr)
-        return 1
-    parser = _parser()
-    for action in parser._actions:
-        if action.dest == "command":
-            action.choices = list(COMMANDS)
-    return _print([shtab.complete(parser, shell)])
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """The `dmctl` program; returns the exit status."""
     parser = _parser()
     options = parser.parse_intermixed_args(argv)
     if options.print_completion is not None:
-        return _print_completion(options.print_completion)
+        for action in parser._actions:
+            if action.dest == "command":
+                action.choices = list(COMMANDS)
+        return print_completion(parser, options.print_completion)
     if options.command is None:
         parser.print_help(sys.stderr)
         return 1

@@ -168,7 +168,7 @@ def test_completion_knows_the_commands(capsys: pytest.CaptureFixture[str]) -> No
     assert dmctl.main(["--print-completion", "bash"]) == 0
     script = capsys.readouterr().out
     assert all(name in script for name in dmctl.COMMANDS)
-    assert dmctl.main(["--print-completion", "oil"]) == 1
+    assert dmctl.main(["--print-completion", "oil"]) == 2
 
 
 @pytest.mark.parametrize("argv", [["targets"], ["--print-completion", "bash"]])

@@ -34,3 +34,12 @@ def test_a_wrong_use_is_refused(argv: list[str], capsys: pytest.CaptureFixture[s
         main(argv)
     assert ended.value.code == 2
     assert "usage: dmserver" in capsys.readouterr().err
+
+
+def test_completion_knows_every_option(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("shtab", reason="the extra `completion` is not installed")
+    with pytest.raises(SystemExit) as ended:
+        main(["--print-completion", "bash"])
+    assert ended.value.code == 0
+    script = capsys.readouterr().out
+    assert all(word in script for word in ("serve", "doctor", "--allow-read-uid", "--keep"))

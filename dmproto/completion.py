@@ -1,0 +1,44 @@
+"""Shell completion of the tools, by shtab (extra `completion`)."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+__all__ = ["add_completion", "print_completion"]
+
+
+def add_completion(parser: argparse.ArgumentParser) -> None:
+    """Give a parser `--print-completion SHELL`, which prints the script for `parser` as it is then, and ends."""
+    parser.add_argument(
+        "--print-completion", action=_Print, metavar="SHELL", help="print a completion script (bash, zsh, tcsh)"
+    )
+
+
+def print_completion(parser: argparse.ArgumentParser, shell: str) -> int:
+    """The exit status: 1 without shtab or when the reader had enough, 2 for a shell that shtab does not know."""
+    try:
+        import shtab
+    except ImportError:
+        print(f"{parser.prog}: --print-completion needs shtab: pip install 'dmproto[completion]'", file=sys.stderr)
+        return 1
+    if shell not in shtab.SUPPORTED_SHELLS:
+        parser.print_usage(sys.stderr)
+        print(
+            f"{parser.prog}: no completion for {shell}, only for {', '.join(shtab.SUPPORTED_SHELLS)}", file=sys.stderr
+        )
+        return 2
+    try:
+        print(shtab.complete(parser, shell), flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return 0
+
+
+class _Print(argparse.Action):
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: object, shell: object, option: object = None
+    ) -> None:
+        parser.exit(print_completion(parser, str(shell)))
