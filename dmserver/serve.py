@@ -12,6 +12,7 @@ import signal
 import socket
 import stat
 import sys
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, ClassVar, get_args
 
@@ -52,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--limit",
         metavar="BYTES",
-        type=int,
+        type=_number(1, 1 << 30),
         help=f"refuse property lists of so many bytes (default: {LIMIT}; {NETBSD_LIMIT} under netbsd)",
     )
     parser.add_argument("-v", "--verbose", action="store_true", help="log every request")
@@ -70,7 +71,18 @@ def add_host_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--personality", choices=get_args(Personality), default="auto", help="whose rules hold (default: auto)"
     )
-    parser.add_argument("--major", type=int, help="device-mapper's block major (default: 253; 169 under netbsd)")
+    parser.add_argument(
+        "--major", type=_number(1, 0xFFF), help="device-mapper's block major (default: 253; 169 under netbsd)"
+    )
+
+
+def _number(least: int, most: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        if not text.isdecimal() or not least <= int(text) <= most:
+            raise argparse.ArgumentTypeError(f"{text!r}: expected a number from {least} to {most}")
+        return int(text)
+
+    return number
 
 
 def make_host(options: argparse.Namespace) -> Host:

@@ -28,7 +28,16 @@ def test_every_subcommand_explains_itself(name: str, capsys: pytest.CaptureFixtu
     assert f"dmserver {name}" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("argv", [[], ["frobnicate"], ["serve", "--frobnicate"], ["serve", "--personality", "hurd"]])
+@pytest.mark.parametrize(
+    "argv",
+    [
+        [],
+        ["frobnicate"],
+        ["serve", "--frobnicate"],
+        ["serve", "--personality", "hurd"],
+        *(["serve", option, text] for option in ("--major", "--limit") for text in ("0", "-5", "4294967296", "x")),
+    ],
+)
 def test_a_wrong_use_is_refused(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(argv)
