@@ -30,7 +30,7 @@ from .schema import Chain, bad_next, located
 __all__ = ["Fused", "fuse"]
 
 
-class Fused(Construct):  # type: ignore[misc]
+class Fused(Construct):  # type: ignore[misc]  # construct has no types
     """Base of the generated classes. `schema` is the interpreted original, `source` the generated code."""
 
     schema: Construct

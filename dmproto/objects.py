@@ -56,7 +56,7 @@ def same(one: object, other: object) -> bool:
     return True
 
 
-class Schema(Construct):  # type: ignore[misc]
+class Schema(Construct):  # type: ignore[misc]  # construct has no types
     """A schema over one object. `kind` is its type in words, for tables and errors."""
 
     kind: str
@@ -122,7 +122,7 @@ class String(Schema):
         return obj
 
 
-class Array(Subconstruct):  # type: ignore[misc]
+class Array(Subconstruct):  # type: ignore[misc]  # construct has no types
     """An array of like objects; of exactly `count` when that is given."""
 
     def __init__(self, item: Construct, count: int | None = None) -> None:
@@ -147,7 +147,7 @@ class Array(Subconstruct):  # type: ignore[misc]
         return obj
 
 
-class Key(Subconstruct):  # type: ignore[misc]
+class Key(Subconstruct):  # type: ignore[misc]  # construct has no types
     """One key of a dictionary: its name, the schema of its object, and what a person wants to know of it.
 
     `flow` tells who writes it: "in" the caller, "out" the driver, or both. `source` is the name in the C header.

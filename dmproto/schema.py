@@ -46,7 +46,7 @@ def bad_next(value: int, base: int, least: int, end: int, path: str, offset: int
     return located(ValidationError(message, f"{path} -> next"), offset)
 
 
-class FixedText(Adapter):  # type: ignore[misc]
+class FixedText(Adapter):  # type: ignore[misc]  # construct has no types
     """`char name[size]`: text up to the first NUL, filled with NULs.
 
     At most `limit` bytes count, `size - 1` unless told: the kernel puts a NUL into the last byte.
@@ -67,7 +67,7 @@ class FixedText(Adapter):  # type: ignore[misc]
         return data.ljust(self.size, b"\0")
 
 
-class Text(Construct):  # type: ignore[misc]
+class Text(Construct):  # type: ignore[misc]  # construct has no types
     """A NUL-terminated string; the NUL must be there. Reads in growing pieces, O(n)."""
 
     def _parse(self, stream: BinaryIO, context: Container, path: str) -> str:
@@ -91,7 +91,7 @@ class Text(Construct):  # type: ignore[misc]
         raise SizeofError("strings vary in length", path=path)
 
 
-class Align(Construct):  # type: ignore[misc]
+class Align(Construct):  # type: ignore[misc]  # construct has no types
     """Fill up to the next multiple of `modulus` in the stream: `align_ptr()` of drivers/md/dm-ioctl.c."""
 
     def __init__(self, modulus: int = 8) -> None:
@@ -109,7 +109,7 @@ class Align(Construct):  # type: ignore[misc]
         raise SizeofError("the fill depends on the offset", path=path)
 
 
-class Chain(Subconstruct):  # type: ignore[misc]
+class Chain(Subconstruct):  # type: ignore[misc]  # construct has no types
     """A list of structs of which each names the offset of the following one in its field `next`.
 
     The offset counts from the struct itself, or from the first struct when `from_first`. A chain ends after

@@ -96,7 +96,7 @@ class FuseMount:
             self._files.ready.set()
 
 
-class _Files(mfusepy.Operations):  # type: ignore[misc]
+class _Files(mfusepy.Operations):  # type: ignore[misc]  # mfusepy has no types
     """The callbacks."""
 
     use_ns = True

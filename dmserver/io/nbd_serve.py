@@ -276,7 +276,7 @@ class Transmission:
         errors: list[int] = []
 
         sector, count = offset // SECTOR_SIZE, length // SECTOR_SIZE
-        done = lambda bio: self._pending.wake(lambda: errors.append(bio.error))  # noqa: E731
+        done = lambda bio: self._pending.wake(lambda: errors.append(bio.error))  # noqa: E731  # short, and said where it is used
         self.bdev.submit_bio(Bio(Op.READ, sector, count, data, done, bdev=self.bdev))
         self._pending.wait_until(lambda: bool(errors))
         if errors[0]:
@@ -390,7 +390,7 @@ class Transmission:
     def _bio(self, op: Op, request: Request, length: int | None = None, *, fua: bool = False) -> None:
         count = (request.size if length is None else length) // SECTOR_SIZE
         self._pending.begin(request)
-        done = lambda bio: self._pending.done(request, bio.error)  # noqa: E731
+        done = lambda bio: self._pending.done(request, bio.error)  # noqa: E731  # short, and said where it is used
         bio = Bio(op, request.offset // SECTOR_SIZE, count, request.data, done, fua=fua, bdev=self.bdev)
         self.bdev.submit_bio(bio)
         self._pending.collect()

@@ -9,6 +9,7 @@ import os
 import re
 import struct
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Protocol
@@ -33,7 +34,7 @@ class _State(Protocol):
     def digest(self) -> bytes: ...
 
 
-class Shash:
+class Shash(ABC):
     """One hash, with its key if it has one. `digest_size` in bytes; `needs_key`: it gives none before `set_key`."""
 
     digest_size: int
@@ -43,9 +44,9 @@ class Shash:
         """OSError: ENOSYS when the hash takes no key, EINVAL for one of the wrong size."""
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
+    @abstractmethod
     def digest(self, *parts: Data) -> bytes:
         """The digest of the parts, one after the other."""
-        raise NotImplementedError
 
     def digests(self, heads: Sequence[bytes], data: Data) -> list[bytes]:
         """The digests of as many blocks of equal size as there are `heads`, each with its own before it."""

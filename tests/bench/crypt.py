@@ -46,7 +46,7 @@ def run(report: Report) -> None:
         def raw(encrypt: bool, key: bytes = key, cipher: str = cipher, mode: Callable[..., object] = mode) -> None:
             aes = algorithms.AES(key)
             for sector, iv in enumerate(ivs[cipher]):
-                one = Cipher(aes, mode(iv))  # type: ignore[arg-type]
+                one = Cipher(aes, mode(iv))
                 (one.encryptor() if encrypt else one.decryptor()).update(data[sector * 512 : sector * 512 + 512])
 
         for op, encrypt in ((Op.READ, False), (Op.WRITE, True)):

@@ -38,7 +38,7 @@ class _Client:
     def do(self, word: str, payload: Payloads = None, size: int = 0, **fields: str | int) -> Callable[[], bytes]:
         """A command that may be given again and again; it returns what is written back."""
         row = BY_NAME[word]
-        header = Header(version=(4, 0, 0), **fields)  # type: ignore[arg-type]
+        header = Header(version=(4, 0, 0), **fields)
         request = linux.build(Message(command=row, header=header, payload=payload, size=size))
 
         def call() -> bytes:

@@ -94,7 +94,7 @@ def requests() -> dict[str, tuple[bytes, float | None]]:
     """Name: (request, goal of the ratio to the C echo)."""
 
     def binary(word: str, **fields: str) -> bytes:
-        header = Header(version=(4, 0, 0), **fields)  # type: ignore[arg-type]
+        header = Header(version=(4, 0, 0), **fields)
         return binary_request(BY_NAME[word].ioctl, linux.build(Message(command=BY_NAME[word], header=header, size=312)))
 
     def plist(command: str, **keys: str) -> bytes:

@@ -32,7 +32,7 @@ PLIST = proplib.dumps(translate.from_binary(BUFFER, LOAD))
 
 
 def read(data: bytes, **options: object) -> list[Capture]:
-    return list(captures.read(io.BytesIO(data), **options))  # type: ignore[arg-type]
+    return list(captures.read(io.BytesIO(data), **options))
 
 
 def test_a_raw_buffer() -> None:
@@ -86,7 +86,7 @@ def test_any_file_is_read_or_refused(data: bytes) -> None:
     try:
         found = read(data)
     except BadMessage as error:
-        assert str(error)  # noqa: PT017
+        assert str(error)
         return
     assert all(capture.data for capture in found)
 
@@ -169,7 +169,7 @@ def test_a_form_that_is_told_is_not_found_out(form: Form, content: bytes) -> Non
     try:
         (capture,) = read(content, form=form)
     except BadMessage as error:  # JSON on one line is looked into
-        assert (form, content, error.path) == (Form.JSON, b"[]", "line 1")  # noqa: PT017
+        assert (form, content, error.path) == (Form.JSON, b"[]", "line 1")
     else:
         assert (capture.form, capture.data.strip(b"\0")) == (form, content.strip(b"\0"))
 
@@ -212,7 +212,7 @@ class Endless(io.RawIOBase):
         return True
 
     def readinto(self, buffer: object) -> int:
-        view = memoryview(buffer)  # type: ignore[arg-type]
+        view = memoryview(buffer)
         size = len(view)
         start = self.taken % len(self.piece)
         view[:] = (self.piece * (2 + size // len(self.piece)))[start : start + size]

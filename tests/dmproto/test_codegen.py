@@ -171,7 +171,7 @@ def test_parse_at_reads_in_the_middle_and_stops_at_the_end(entries: list[Any], w
 def test_errors_know_their_offset(name: str, data: bytes, kind: type[Exception], path: str, offset: int) -> None:
     with pytest.raises(kind) as caught:
         FUSED[name].parse(data, **context_of(name, 1))
-    assert (caught.value.path, caught.value.offset) == (path, offset)  # type: ignore[attr-defined]
+    assert (caught.value.path, caught.value.offset) == (path, offset)
 
 
 def test_a_late_error_in_a_long_chain_costs_one_struct() -> None:

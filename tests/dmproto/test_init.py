@@ -63,7 +63,7 @@ def test_what_is_not_there_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="'dmproto' has no attribute 'nonsense'"):
         _ = dmproto.nonsense
     with pytest.raises(ImportError):
-        from dmproto import nonsense  # noqa: F401
+        from dmproto import nonsense  # noqa: F401  # the import is what is tested
 
 
 def test_the_example() -> None:

@@ -98,7 +98,7 @@ def test_no_recorded_key_is_printed(name: str, capsysbinary: pytest.CaptureFixtu
     keys = set()
     for step in ioctls(VECTORS / f"{name}.jsonl"):
         if step["cmd"] == "TABLE_LOAD" and step["errno"] == "0":
-            for target in linux.parse(step["request"], LOAD).payload or ():  # type: ignore[union-attr]
+            for target in linux.parse(step["request"], LOAD).payload or ():
                 words = target.params.split() if isinstance(target, TargetSpec) and target.type == "crypt" else []
                 keys |= {word for word in words[1:2] if len(word) >= 16 and word[0] != ":"}
     path = str(VECTORS / f"{name}.jsonl")

@@ -28,7 +28,7 @@ def test_the_grammars_account_for_every_accepted_line(path: Path) -> None:
         reply = step["cmd"] != "TABLE_LOAD"
         message = linux.parse(step["written" if reply else "request"], BY_NAME[step["cmd"]], reply=reply)
         table = not reply or bool(message.header.flags & DmFlag.STATUS_TABLE)
-        for target in message.payload or ():  # type: ignore[union-attr]
+        for target in message.payload or ():
             assert isinstance(target, TargetSpec)
             if target.params.startswith("target_name="):
                 continue  # DM_IMA_MEASUREMENT_FLAG

@@ -64,7 +64,7 @@ def test_alignment_counts_from_the_start_of_the_stream() -> None:
 def test_errors(schema: Construct, data: bytes, kind: type[Exception], path: str, offset: int) -> None:
     with pytest.raises(kind) as caught:
         schema.parse(data, count=9)
-    assert (caught.value.path, caught.value.offset) == (path, offset)  # type: ignore[attr-defined]
+    assert (caught.value.path, caught.value.offset) == (path, offset)
 
 
 def test_a_chain_may_end_early_where_the_data_end() -> None:

@@ -54,9 +54,9 @@ def test_nearly_right_texts_are_read_or_refused(text: bytes, reply: bool) -> Non
         try:
             assert isinstance(translate.convert(text, source=None, target=target, reply=reply), bytes)
         except BadMessage as error:
-            assert str(error)  # noqa: PT017
+            assert str(error)
         except ValueError as error:
-            assert translate.detect(text) is translate.Form.BINARY, error  # noqa: PT017
+            assert translate.detect(text) is translate.Form.BINARY, error
 
 
 @given(strategies.tables(device="8:1", size=4096))

@@ -283,7 +283,7 @@ def test_a_recorded_dmsetup_ends_up_in_a_table(directory: Path) -> None:
     assert isinstance(request, dict)
     assert request["command"] == "reload"
     assert request["minor"] == 0
-    entries = [entry for entry in request["cmd_data"] if isinstance(entry, dict)]  # type: ignore[union-attr]
+    entries = [entry for entry in request["cmd_data"] if isinstance(entry, dict)]
 
     with program(
         "--socket", path, "--pdev", "/dev/ram0=ram:8M,dev=1:0", "--pdev", "/dev/ram1=ram:8M,dev=1:1"

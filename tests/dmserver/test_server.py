@@ -30,7 +30,7 @@ def server() -> Iterator[Served]:
 
 
 def plist(command: str, **keys: object) -> bytes:
-    return proplib.dumps({"command": command, "version": [4, 0, 0], **keys})  # type: ignore[dict-item]
+    return proplib.dumps({"command": command, "version": [4, 0, 0], **keys})
 
 
 def jsoned(command: str, **keys: object) -> bytes:
@@ -38,7 +38,7 @@ def jsoned(command: str, **keys: object) -> bytes:
 
 
 def binary(word: str, **fields: object) -> bytes:
-    header = Header(version=(4, 0, 0), **fields)  # type: ignore[arg-type]
+    header = Header(version=(4, 0, 0), **fields)
     buffer = linux.build(Message(command=BY_NAME[word], header=header, size=16384))
     return binary_request(BY_NAME[word].ioctl, buffer)
 
@@ -167,7 +167,7 @@ def test_a_peer_that_does_not_read_is_not_read_from(server: Served) -> None:
         assert len(client.names()) == 200
         stuck.settimeout(30)
         (first, *_) = plists(_one_plist(stuck))
-        assert len(first["cmd_data"]) == 200  # type: ignore[arg-type]
+        assert len(first["cmd_data"]) == 200
 
 
 def test_requests_that_waited_for_the_peer_to_read_are_answered(server: Served) -> None:

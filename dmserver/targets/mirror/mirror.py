@@ -224,7 +224,7 @@ class Mirror(Target):
                 self._logging = flush is not None
             if flush is not None:
                 self.hold()
-                flush(lambda error, batch=batch: self._logged(batch, error))  # type: ignore[misc]
+                flush(lambda error, batch=batch: self._logged(batch, error))  # type: ignore[misc]  # its default
                 return
             for bio in batch:
                 self._dispatch(bio)
@@ -287,7 +287,7 @@ class Mirror(Target):
 
         for leg in self.legs:
             at = 0 if op is Op.FLUSH else leg.offset + sector
-            self.submit(op, leg.dev.bdev, at, data, lambda error, leg=leg: one_done(leg, error), fua=fua)  # type: ignore[misc]
+            self.submit(op, leg.dev.bdev, at, data, lambda error, leg=leg: one_done(leg, error), fua=fua)  # type: ignore[misc]  # its default
 
     def _flush_legs(self, done: Callable[[int], None]) -> None:
         def flushed(failed: set[Leg]) -> None:

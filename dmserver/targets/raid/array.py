@@ -110,8 +110,8 @@ class Ranges:
             if self._starting:
                 return
             self._starting = True
-        while claim := self._next():  # type: ignore[assignment]
-            claim.run(claim)
+        while ready := self._next():
+            ready.run(ready)
 
     def _next(self) -> Claim | None:
         with self._lock:
@@ -140,7 +140,7 @@ def gather(jobs: Sequence[Job], done: Callable[[list[int]], None]) -> None:
         done(errors)
 
     for number, job in enumerate(jobs):
-        job(lambda error, number=number: ended(number, error))  # type: ignore[misc]
+        job(lambda error, number=number: ended(number, error))  # type: ignore[misc]  # its default
 
 
 class Array(ABC):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -56,7 +57,7 @@ class Features:
     error_if_no_space: bool = False
 
 
-class PoolState:
+class PoolState(ABC):
     """Devices, metadata, mode and transactions of a pool; the bios are what `Pool` adds."""
 
     def __init__(
@@ -75,17 +76,17 @@ class PoolState:
         self._committing = False
         self._no_space_since = 0
 
+    @abstractmethod
     def _wake(self) -> None:
         """There may be work to do."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _try_again(self) -> None:
         """What was held for want of space may go on."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _fail_retries(self, error: int, actions: Actions) -> None:
         """What was held for want of space fails."""
-        raise NotImplementedError
 
     @property
     def name(self) -> str:

@@ -312,7 +312,7 @@ class Verity(Target):
                 if other < self.data_blocks:
                     wanted, missing = self._wanted(other, carried)
                     if missing is not None and missing not in lost:
-                        self._fetch(carried, missing, wanted, lambda error, number=missing: gathered(error, number))  # type: ignore[misc]
+                        self._fetch(carried, missing, wanted, lambda error, number=missing: gathered(error, number))  # type: ignore[misc]  # its default
                         return
             fec.decode(block, is_bad, lambda mended: self._digest(mended) == digest, done)
 

@@ -58,7 +58,7 @@ def test_refused(text: str) -> None:
 def test_top_and_limits() -> None:
     assert loads_json(b"{}", top="dictionary") == {}
     with pytest.raises(ValueError, match="'string', expected one of"):
-        loads_json(b"{}", top="string")  # type: ignore[arg-type]
+        loads_json(b"{}", top="string")
     with pytest.raises(BadPlist):
         loads_json(b"[]", top="dictionary")
     assert loads_json(b"[[[]]]", max_depth=3) == [[[]]]

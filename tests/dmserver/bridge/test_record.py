@@ -40,7 +40,7 @@ def test_a_recording_replays_and_decodes(tmp_path: Path) -> None:
     for step in steps:
         answers: list[bytes] = []
         request = expand(step["request"])
-        host.ioctl(Session(), BY_NAME[step["cmd"]].ioctl, request, lambda result, written: answers.append(written))  # noqa: B023
+        host.ioctl(Session(), BY_NAME[step["cmd"]].ioctl, request, lambda result, written: answers.append(written))  # noqa: B023  # called before the next turn
         assert answers == [expand(step["written"])]
     host.close()
     assert [step["errno"] for step in steps if step["cmd"] == "DEV_REMOVE"] == ["ENXIO"]

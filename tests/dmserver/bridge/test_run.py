@@ -17,7 +17,7 @@ TOOL = [sys.executable, "-m", "dmserver", "run"]
 
 
 def run(*argv: str, **options: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*TOOL, *argv], capture_output=True, text=True, check=False, timeout=60, **options)  # type: ignore[call-overload, no-any-return]
+    return subprocess.run([*TOOL, *argv], capture_output=True, text=True, check=False, timeout=60, **options)
 
 
 def test_a_table_names_a_file_of_the_working_directory(tmp_path: Path) -> None:

@@ -88,7 +88,7 @@ def seen(spelling: Spelling) -> list[tuple[Any, ...]]:
     """Every device as a client sees it: name, number, what its status tells, its tables and what they depend on."""
     listed = spelling.ok("LIST_DEVICES").payload or ()
     devices = []
-    for entry in listed:  # type: ignore[union-attr]
+    for entry in listed:
         assert isinstance(entry, DeviceEntry)
         status = spelling.ok("DEV_STATUS", name=entry.name).header
         tables = [_table(spelling, entry.name, which) for which in (0, DmFlag.QUERY_INACTIVE)]
@@ -96,14 +96,14 @@ def seen(spelling: Spelling) -> list[tuple[Any, ...]]:
         device = spelling.host.mapper.by_name(entry.name)
         assert device  # dictionaries tell no event number
         told = (status.flags & TOLD, status.target_count, status.open_count, device.event_nr, status.uuid)
-        devices.append((entry.name, entry.dev, huge_decode(status.dev), told, tables, sorted(deps)))  # type: ignore[type-var]
+        devices.append((entry.name, entry.dev, huge_decode(status.dev), told, tables, sorted(deps)))
     return sorted(devices)
 
 
 def _table(spelling: Spelling, name: str, which: int) -> list[tuple[int, int, str, str]]:
     """Without the status of a target, which NetBSD's driver sets and Linux's does not."""
     specs = spelling.ok("TABLE_STATUS", name=name, flags=DmFlag.STATUS_TABLE | which).payload or ()
-    return [(spec.start, spec.length, spec.type, spec.params) for spec in specs]  # type: ignore[union-attr]
+    return [(spec.start, spec.length, spec.type, spec.params) for spec in specs]
 
 
 STEPS = st.lists(

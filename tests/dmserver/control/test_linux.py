@@ -370,7 +370,7 @@ def test_statistics_count_and_time_what_a_target_holds(client: LinuxClient, held
     device = client.mapper.by_name("d")
     assert device
     device.submit_bio(Bio(Op.WRITE, 6, 4, memoryview(bytes(2048)), bdev=device))
-    client.mapper.work.advance(2)  # type: ignore[attr-defined]
+    client.mapper.work.advance(2)
     busy = "0+8 0 0 0 0 0 0 0 0 1 2000000000 2000000000 0 2000000000 0:0\n"
     assert str(_message(client, "@stats_print 0 0 1")) == busy
     held.held.pop().endio()

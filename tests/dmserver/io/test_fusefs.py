@@ -81,7 +81,7 @@ def test_open_counts(mounted: Mounted) -> None:
     other = os.open(mounted.vol, os.O_RDWR)
     assert mounted.dev.openers == 2
     closed = threading.Event()
-    mounted.dev.last_close = closed.set  # type: ignore[method-assign]
+    mounted.dev.last_close = closed.set
     os.close(other)
     os.close(fd)
     assert closed.wait(10), "the kernel tells later"

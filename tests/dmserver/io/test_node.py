@@ -27,7 +27,7 @@ def stack() -> Iterator[Stack]:
 
 def errno_of(call: object, *arguments: object) -> int:
     with pytest.raises(OSError, match=r"/dev/dm-0") as failure:
-        call(*arguments)  # type: ignore[operator]
+        call(*arguments)
     return failure.value.errno or 0
 
 

@@ -20,7 +20,7 @@ def work() -> Iterator[ThreadWork]:
 def test_work_runs_in_order_in_one_other_thread(work: ThreadWork) -> None:
     done: list[tuple[int, int]] = []
     for number in range(20):
-        work.queue(lambda number=number: done.append((number, threading.get_ident())))  # type: ignore[misc]
+        work.queue(lambda number=number: done.append((number, threading.get_ident())))
     last = threading.Event()
     work.queue(last.set)
     assert last.wait(PATIENCE)

@@ -226,7 +226,7 @@ class Machine(RuleBasedStateMachine):
     def close(self, data: st.DataObject) -> None:
         if self.opened:
             self.opened.pop(data.draw(st.integers(0, len(self.opened) - 1))).close()
-            self.client.mapper.work.run()  # type: ignore[attr-defined]
+            self.client.mapper.work.run()
             self.gone()
             assert all(self._openers(name) for name, shadow in self.shadows.items() if shadow.deferred)
 
@@ -237,7 +237,7 @@ class Machine(RuleBasedStateMachine):
         listed = self.ioctl("LIST_DEVICES", flags=DmFlag.UUID)
         assert listed is not None
         assert isinstance(listed.payload, tuple)
-        found = [(entry.name, entry.uuid, entry.dev) for entry in listed.payload]  # type: ignore[union-attr]
+        found = [(entry.name, entry.uuid, entry.dev) for entry in listed.payload]
         assert found == [(name, each.uuid, (253, each.minor)) for name, each in sorted(self.shadows.items())]
         assert len({dev for _, _, dev in found}) == len(found) == len(self.client.mapper.devices)
 
@@ -263,8 +263,8 @@ class Machine(RuleBasedStateMachine):
             for flag in (0, DmFlag.QUERY_INACTIVE):
                 reply = self.ioctl("TABLE_STATUS", name=name, flags=DmFlag.STATUS_TABLE | flag)
                 assert reply is not None
-                for spec in reply.payload or ():  # type: ignore[union-attr]
-                    for number in re.findall(r"\d+:\d+", spec.params):  # type: ignore[union-attr]
+                for spec in reply.payload or ():
+                    for number in re.findall(r"\d+:\d+", spec.params):
                         references[number] += 1
                         users.setdefault(number, set()).add(name)
         mapper = self.client.mapper

@@ -102,7 +102,7 @@ def test_mirror(bench: Bench) -> None:
     _hammer(bench, device)
     assert synced.wait(PATIENCE)
     _suspend(device)
-    first, second, late = (_all(each) for each in (*bench.disks[:2], bench.disks[9]))  # type: ignore[arg-type]
+    first, second, late = (_all(each) for each in (*bench.disks[:2], bench.disks[9]))
     assert first == second == late
 
 

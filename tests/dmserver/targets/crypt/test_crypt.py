@@ -21,7 +21,7 @@ OTHER = bytes(range(1, 33)).hex()
 
 
 def target(device: Any) -> Target:
-    return device.live.targets[0]  # type: ignore[no-any-return]
+    return device.live.targets[0]
 
 
 def test_recorded_constructors() -> None:

@@ -141,7 +141,7 @@ def test_a_journal_that_was_not_applied_is_replayed() -> None:
         device = load(bench, f"1:0 0 - J 1 {CRC}")
         write(device, 40, pattern(1, 40, 100))
         begin = target(device).layout.initial_sectors
-        bench.disks[0].fail = lambda bio, begin=begin: bio.op is Op.WRITE and bio.sector >= begin  # type: ignore[misc]
+        bench.disks[0].fail = lambda bio, begin=begin: bio.op is Op.WRITE and bio.sector >= begin
         with pytest.raises(OSError, match="flush"):
             flush(device)
         assert log(bench)[-1] == "Error on copying from journal: -5"

@@ -21,7 +21,7 @@ def copy(disk: FaultyDisk, order: list[int], sector: int) -> Job:
 
 
 def test_one_job_at_a_time_however_slow() -> None:
-    disk, queue, order, ends = FaultyDisk(0), SerialQueue(), [], []  # type: ignore[var-annotated]
+    disk, queue, order, ends = FaultyDisk(0), SerialQueue(), [], []
     disk.slow = True
     for _ in range(100):
         queue.start(copy(disk, order, 3), ends.append)

@@ -116,7 +116,7 @@ def test_a_failing_path_is_left_for_the_others() -> None:
 def test_an_error_that_is_not_the_paths() -> None:
     bench = Bench()
     device = bench.load("m", (Multipath, 64, TWO_GROUPS))
-    bench.disks[0].submit_bio = lambda bio: bio.endio(errno.ENOSPC)  # type: ignore[method-assign]
+    bench.disks[0].submit_bio = lambda bio: bio.endio(errno.ENOSPC)
     assert start(device, Op.WRITE, 0, pattern(1)) == [errno.ENOSPC]
     assert "F" not in status(device)
 

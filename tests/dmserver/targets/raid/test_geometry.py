@@ -13,7 +13,7 @@ PARITIES = [kind for kind in TYPES.values() if kind.parity]
 
 
 @pytest.mark.parametrize("kind", PARITIES, ids=lambda kind: kind.name)
-def test_each_device_is_in_a_row_once(kind) -> None:  # type: ignore[no-untyped-def]
+def test_each_device_is_in_a_row_once(kind) -> None:
     for devices in range(kind.parity + 2, 9):
         striped = Striped(devices, 8, kind.parity, kind.algorithm)
         for number in range(2 * devices):
@@ -49,7 +49,7 @@ def test_layouts(name: str, devices: int, rows: list[str]) -> None:
 
 
 @given(st.data(), st.sampled_from(PARITIES), st.integers(3, 8), st.integers(0, 20))
-def test_lost_blocks_come_back(data: st.DataObject, kind, devices: int, number: int) -> None:  # type: ignore[no-untyped-def]
+def test_lost_blocks_come_back(data: st.DataObject, kind, devices: int, number: int) -> None:
     striped = Striped(max(devices, kind.parity + 2), 8, kind.parity, kind.algorithm)
     row = striped.row(number)
     blocks = {device: data.draw(st.binary(min_size=16, max_size=16)) for device in row.data}

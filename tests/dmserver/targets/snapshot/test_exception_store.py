@@ -77,7 +77,7 @@ def test_what_is_committed_is_read_back(batches: list[list[int]]) -> None:
     store.target.dtr()
     again = opened(bench, bench.mapper.create("y"))
     assert again.usage() == store.usage()
-    assert again.target.complete == dict(pairs)  # type: ignore[attr-defined]
+    assert again.target.complete == dict(pairs)
 
 
 def test_usage_counts_the_areas() -> None:

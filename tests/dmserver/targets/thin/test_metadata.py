@@ -157,7 +157,7 @@ def test_blocks_used() -> None:
     """Superblock, index, bitmap and counts of the metadata; index, bitmap and counts of the data; two trees; and one
     for each device. What is shared counts once."""
     disk, metadata = scene()
-    used = lambda: metadata.transaction.counts.allocated  # noqa: E731
+    used = lambda: metadata.transaction.counts.allocated  # noqa: E731  # short, and said where it is used
     assert used() == 10
     write(metadata, 0, 0, {0: {}})
     disk.commit(metadata)
