@@ -94,13 +94,16 @@ WRITTEN: dict[str, frozenset[str]] = {
 # fmt: on
 
 
+_SUSPEND, _STATUS_TABLE = int(DmFlag.SUSPEND), int(DmFlag.STATUS_TABLE)
+
+
 def verb(command: Command, flags: int) -> str:
     """The word for a Linux command: the flags tell suspend from resume, and table from status."""
     match command.name:
         case "DEV_SUSPEND":
-            return "suspend" if flags & DmFlag.SUSPEND else "resume"
+            return "suspend" if flags & _SUSPEND else "resume"
         case "TABLE_STATUS":
-            return "table" if flags & DmFlag.STATUS_TABLE else "status"
+            return "table" if flags & _STATUS_TABLE else "status"
     return command.verbs[0]
 
 
