@@ -99,7 +99,7 @@ def build(directory: Path, name: str, source: str) -> str:
 
 
 def dmserver(*argv: str) -> list[str]:
-    return [sys.executable, "-m", "dmserver", "run", "--", *argv]
+    return [sys.executable, "-P", "-m", "dmserver", "run", "--", *argv]
 
 
 def round_trip(report: Report, client: str, supervisor: str) -> None:

@@ -116,7 +116,7 @@ def run(report: Report) -> None:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dm")))
         server = stack.enter_context(
-            Contestant.start(folder / "s", sys.executable, "-m", "dmserver", "serve", "--socket")
+            Contestant.start(folder / "s", sys.executable, "-P", "-m", "dmserver", "serve", "--socket")
         )
         peers = {"asyncio streams": stack.enter_context(Contestant.start(folder / "a", sys.executable, "-c", ASYNCIO))}
         if (compiler := shutil.which("cc") or shutil.which("gcc")) is not None:
