@@ -156,7 +156,7 @@ _HEADER = struct.Struct("<10IQ128s129s")  # struct dm_ioctl, open_count unsigned
 _SPEC = _format(linux.dm_target_spec)
 _NAME = _format(linux.dm_name_list)
 _PAIR = struct.Struct("<II")
-_NO_DATA = bytes(REQUEST_SIZE - DATA_OFFSET)
+_NO_PAYLOAD, _SPECS, _NAMES = Payload.NONE, Payload.TARGET_SPECS, Payload.NAME_LIST
 _markup = re.compile(rb"[&<>\0]").search
 
 
@@ -171,21 +171,21 @@ def say(data: bytes, command: Command, *, reply: bool, strict: bool = False) -> 
     if dev and (dev >> 32 or dev >> 8 & 0xFFF != DM_MAJOR):
         return None
     kind = command.gives if reply else command.takes
-    if kind is Payload.NONE or (reply and size == DATA_OFFSET):
+    if kind is _NO_PAYLOAD or (reply and size == DATA_OFFSET):
         body, last = b"" if reply else _EMPTY, DATA_OFFSET
     else:
         said = None
         if data[DATA_OFFSET:HEADER_SIZE] != bytes(7):
             return None
-        if kind is Payload.TARGET_SPECS:
+        if kind is _SPECS:
             said, count = _say_targets(data, size, count, reply), 0
-        elif kind is Payload.NAME_LIST:
+        elif kind is _NAMES:
             said = _say_devices(data, size, events=fields[:2] >= EVENT_NR_SINCE)
         if said is None:
             return None
         body, last = b"%b%b%b" % (_ARRAY, said[0], _ARRAY_END), said[1]
     rest = len(data) - last
-    if not data.endswith(_NO_DATA if rest == len(_NO_DATA) else bytes(rest)):
+    if not data.endswith(_zeros(rest) if rest < REQUEST_SIZE else bytes(rest)):
         return None
     sizes = b""
     if not size == len(data) == _canonical(last, reply):
@@ -193,6 +193,11 @@ def say(data: bytes, command: Command, *, reply: bool, strict: bool = False) -> 
         if strict:
             return None
     return _say_rest(body, sizes, fields, count, command, WRITTEN.get(command.name, _NOTHING) if reply else _NOTHING)
+
+
+@lru_cache(64)
+def _zeros(count: int) -> bytes:
+    return bytes(count)
 
 
 def _canonical(last: int, reply: bool) -> int:
@@ -355,12 +360,12 @@ def hear(text: bytes, *, reply: bool, strict: bool = False) -> bytes | None:
     if _COMMANDS[verb(command, flags)] != found[0] or len(name) > 127 or len(uuid) > 128 or dev < 0 or not version:
         return None
     body: bytes | None = b""
-    if kind is Payload.NONE or first < 0:
+    if kind is _NO_PAYLOAD or first < 0:
         if first != end or (first < 0) is not reply:
             return None
-    elif kind is Payload.TARGET_SPECS and not count:
+    elif kind is _SPECS and not count:
         body, count = _hear_targets(text, first, end, reply)
-    elif kind is Payload.NAME_LIST:
+    elif kind is _NAMES:
         body = _hear_devices(text, first, end, events=version[:2] >= EVENT_NR_SINCE)
     else:
         return None
@@ -368,7 +373,7 @@ def hear(text: bytes, *, reply: bool, strict: bool = False) -> bytes | None:
         return None
     last = HEADER_SIZE + len(body) if body else DATA_OFFSET
     size, whole = _hear_sizes(sizes, last, _canonical(last, reply))
-    if not size or (size != last and not body and reply and kind is not Payload.NONE):
+    if not size or (size != last and not body and reply and kind is not _NO_PAYLOAD):
         return None  # zeros would be taken for records
     opens, event_nr = int(opened, 16) if opened else 0, int(event, 16) if event else 0
     header = _HEADER.pack(*version, size, HEADER_SIZE, count, opens, flags, event_nr, 0, dev, name, uuid)
