@@ -12,7 +12,7 @@ from typing import Any
 
 try:
     from hypothesis import strategies as st
-except ImportError as error:  # pragma: no cover
+except ImportError as error:
     raise ImportError("dmproto.strategies needs hypothesis: pip install 'dmproto[strategies]'") from error
 
 from . import linux, proplib, translate

@@ -1,1 +1,2 @@
-"""Target types, one file each. `registry` finds them, and those of others, by the entry point `dmserver.targets`."""
+"""Target types, a file or a package each. `registry` finds them, and those of others, by the entry point
+`dmserver.targets`."""

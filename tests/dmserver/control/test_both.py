@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -31,15 +32,15 @@ TABLES = (
 )
 
 
-class Spelling:
+class Spelling(ABC):
     """A way to give a command to a host: the reply, or the errno it failed with."""
 
     def __init__(self, host: Host) -> None:
         self.host = host
         self.session = host.open()
 
-    def do(self, command: str, payload: Any = None, **header: Any) -> Message | int:
-        raise NotImplementedError
+    @abstractmethod
+    def do(self, command: str, payload: Any = None, **header: Any) -> Message | int: ...
 
     def ok(self, command: str, payload: Any = None, **header: Any) -> Message:
         reply = self.do(command, payload, **header)
