@@ -12,8 +12,8 @@ from support.targets import Bench, start
 from dmserver.io.bio import Op
 from dmserver.io.blockdev import BlockDevice
 from dmserver.model.dm_dev import DmDev
+from dmserver.targets.persistent_data.block import BLOCK_SIZE
 from dmserver.targets.thin.metadata import ThinMetadata
-from dmserver.targets.thin.persistent_data import BLOCK_SIZE
 from dmserver.targets.thin.thin_pool import ThinPool
 
 __all__ = ["POOL", "MetadataDisk", "log", "make_pool", "message", "thin_tool", "write"]

@@ -13,14 +13,17 @@ from __future__ import annotations
 import errno
 import struct
 from collections.abc import Callable
-from dataclasses import astuple, dataclass, field
+from dataclasses import astuple, dataclass
 from typing import NamedTuple
 
 from ...model.dm_target import SECTOR_SIZE
-from .persistent_data import BLOCK_SIZE, BTree, Corrupt, Transaction, checksum, seal
-from .space_map import DataSpaceMap, MetadataSpaceMap
+from ..persistent_data.block import BLOCK_SIZE, Corrupt, checksum, seal
+from ..persistent_data.btree import BTree
+from ..persistent_data.commit import Commit
+from ..persistent_data.space_map import DataSpaceMap, MetadataSpaceMap
+from ..persistent_data.transaction import Transaction
 
-__all__ = ["BadSuperblock", "Commit", "Found", "ThinDevice", "ThinMetadata", "ThinMetadataError"]
+__all__ = ["BadSuperblock", "Found", "ThinDevice", "ThinMetadata", "ThinMetadataError"]
 
 SUPERBLOCK = 0
 MAGIC = 27022010
@@ -115,14 +118,6 @@ class Found(NamedTuple):
 
     block: int
     shared: bool
-
-
-@dataclass(slots=True)
-class Commit:
-    """Blocks to write; when they are on stable storage, the superblock, and when that is, the commit is done."""
-
-    superblock: bytes
-    blocks: list[tuple[int, bytes]] = field(default_factory=list)
 
 
 class ThinMetadata:

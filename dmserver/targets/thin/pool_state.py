@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING
 
 from ...model.dm_target import BlockDevice, Op, TargetError, is_suspended, submit
 from ..actions import Actions, run
-from .io import BLOCK_SECTORS, write_commit
+from ..persistent_data.block import BLOCK_SECTORS, Corrupt
+from ..persistent_data.commit import write_commit
 from .metadata import ThinMetadata
-from .persistent_data import Corrupt
 
 if TYPE_CHECKING:
     from ...model.dm_dev import DmDev
@@ -232,7 +232,7 @@ class PoolState(ABC):
                 self._committing = True
                 self.device.io.hold()
                 done = partial(self._end_commit, waiting)
-                actions.append(lambda: write_commit(commit, self.metadata_device, self.data_device, done))
+                actions.append(lambda: write_commit(commit, self.metadata_device, [self.data_device], done))
                 return
         actions.extend(partial(each, error) for each in waiting)
 

@@ -6,11 +6,10 @@ import errno
 from typing import TYPE_CHECKING
 
 from ...model.dm_target import BlockDevice, Op, TargetError, do_io
-from .io import BLOCK_SECTORS
+from ..persistent_data.block import BLOCK_SECTORS, BLOCK_SIZE, Corrupt
+from ..persistent_data.space_map import MAX_METADATA_BLOCKS
 from .metadata import BadSuperblock, ThinMetadata, ThinMetadataError
-from .persistent_data import BLOCK_SIZE, Corrupt
 from .pool import Pool
-from .space_map import MAX_METADATA_BLOCKS
 
 if TYPE_CHECKING:
     from ...model.dm_dev import DmDev

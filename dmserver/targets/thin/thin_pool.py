@@ -24,12 +24,12 @@ from ...model.dm_target import (
     TargetFeature,
     parse_uint,
 )
-from .io import BLOCK_SECTORS
+from ..persistent_data.block import BLOCK_SECTORS
+from ..persistent_data.space_map import MAX_METADATA_BLOCKS
 from .metadata import ThinMetadataError
 from .pool import Pool
 from .pool_state import METADATA_FAILURES, Features, Mode
 from .pools import Pools, metadata_blocks
-from .space_map import MAX_METADATA_BLOCKS
 from .thin import parse_device_id
 
 __all__ = ["ThinPool"]

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from support.thin import MetadataDisk, thin_tool
 
+from dmserver.targets.persistent_data.block import Corrupt
 from dmserver.targets.thin.metadata import ThinMetadata, ThinMetadataError
-from dmserver.targets.thin.persistent_data import Corrupt
 
 Expected = dict[int, dict[int, int]]
 

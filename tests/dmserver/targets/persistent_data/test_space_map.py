@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dmserver.targets.thin.persistent_data import PER_BITMAP, Corrupt, Transaction
-from dmserver.targets.thin.space_map import DataSpaceMap, MetadataSpaceMap
+from dmserver.targets.persistent_data.block import Corrupt
+from dmserver.targets.persistent_data.space_map import DataSpaceMap, MetadataSpaceMap
+from dmserver.targets.persistent_data.transaction import PER_BITMAP, Transaction
 
 COUNTS = st.dictionaries(st.integers(0, 2 * PER_BITMAP), st.integers(1, 6), max_size=20)
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
-from .persistent_data import BLOCK_SIZE, PER_BITMAP, BTree, Counts, Transaction, seal, unseal
+from .block import BLOCK_SIZE, seal, unseal
+from .btree import BTree
+from .transaction import PER_BITMAP, Counts, Transaction
 
 __all__ = ["MAX_METADATA_BLOCKS", "DataSpaceMap", "MetadataSpaceMap"]
 

@@ -1,91 +1,12 @@
 from __future__ import annotations
 
-import errno
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.persistent_data import transaction
 
-from dmserver.targets.thin.persistent_data import (
-    BLOCK_SIZE,
-    PER_BITMAP,
-    BTree,
-    Corrupt,
-    Counts,
-    Node,
-    Transaction,
-    checksum,
-    seal,
-    unseal,
-)
-
-
-def unreadable(block: int) -> bytes:
-    raise AssertionError(f"block {block} was read")
-
-
-def transaction(blocks: int = 4000) -> Transaction:
-    found = Transaction(unreadable)
-    found.counts.extend(blocks)
-    return found
-
-
-@pytest.mark.parametrize(("data", "expected"), [(b"123456789", 0xE3069283), (bytes(32), 0x8A9136AA)])
-def test_the_checksum_is_crc32c(data: bytes, expected: int) -> None:
-    """The salt stands in for the inversion at the end, which the kernel leaves out."""
-    assert checksum(data, 0xFFFFFFFF) == expected
-
-
-def test_a_changed_block_is_found() -> None:
-    image = seal(bytearray(BLOCK_SIZE), 7, 1)
-    assert unseal(image, 7, 1, "node") == image
-    with pytest.raises(Corrupt, match="node check failed: blocknr 7: wanted 8"):
-        unseal(image, 8, 1, "node")
-    with pytest.raises(Corrupt, match="node check failed: csum"):
-        unseal(image[:-1] + b"x", 7, 1, "node")
-
-
-# -- counts ---------------------------------------------------------------------------------------------
-
-
-def test_blocks_come_in_order_and_again_after_a_commit() -> None:
-    counts = Counts()
-    counts.extend(3)
-    assert [counts.allocate() for _ in range(3)] == [0, 1, 2]
-    counts.dec(1)
-    assert (counts.allocated, counts.free) == (2, 0)
-    with pytest.raises(OSError, match="No space left") as full:
-        counts.allocate()
-    assert full.value.errno == errno.ENOSPC
-    counts.committed()
-    assert (counts.free, counts.allocate()) == (1, 1)
-
-
-def test_large_counts() -> None:
-    counts = Counts()
-    counts.extend(2)
-    for count in range(1, 6):
-        counts.inc(1)
-        assert counts[1] == count
-    assert (counts.many, counts.low[1]) == ({1: 5}, 3)
-    for count in range(4, -1, -1):
-        counts.dec(1)
-        assert counts[1] == count
-    assert not counts.many
-    with pytest.raises(Corrupt, match="block 1 is freed once more"):
-        counts.dec(1)
-
-
-def test_only_bitmaps_that_changed_are_dirty() -> None:
-    counts = Counts()
-    counts.extend(2 * PER_BITMAP)
-    assert counts.dirty == {0, 1}
-    counts.dirty.clear()
-    counts.inc(PER_BITMAP)
-    assert counts.dirty == {1}
-
-
-# -- trees ----------------------------------------------------------------------------------------------
+from dmserver.targets.persistent_data.block import Corrupt
+from dmserver.targets.persistent_data.btree import BTree, Node
 
 KEYS = st.integers(0, 700)
 CHANGES = st.lists(st.tuples(st.sampled_from(["insert", "insert", "insert", "remove", "clone", "commit"]), KEYS))
@@ -183,13 +104,3 @@ def test_a_node_of_another_tree_is_refused() -> None:
     image = Node(True, layout, [1], [2]).pack(9)
     with pytest.raises(Corrupt, match="btree node 9: 1 of 252 entries of 8 bytes: expected 336 of 4 bytes"):
         Node.unpack(image, 9, BTree(transaction(), "<I").layout)
-
-
-def test_an_aborted_transaction_leaves_the_committed_blocks() -> None:
-    work = transaction()
-    tree = BTree(work, "<Q")
-    root = tree.insert(tree.empty(), 1, 1)
-    work.committed()
-    tree.insert(root, 1, 2)
-    work.abort()
-    assert tree.lookup(root, 1) == 1
