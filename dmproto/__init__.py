@@ -23,28 +23,13 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .commands import COMMANDS, Command, CommandFlag, Payload, command
-from .errors import BadBinary, BadDictionary, BadMessage, BadPlist, DmError, MessageTooLarge, NotSayable
-from .flags import DmFlag, NameListFlag, flag_names
-from .records import (
-    Dev,
-    DeviceEntry,
-    Header,
-    Message,
-    TargetMessage,
-    TargetSpec,
-    TargetVersion,
-    huge_decode,
-    huge_encode,
-    netbsd_decode,
-    netbsd_encode,
-    to_bytes,
-    to_text,
-)
-
 if TYPE_CHECKING:
     from . import proplib
+    from .commands import COMMANDS, Command, CommandFlag, Payload, command
+    from .errors import BadBinary, BadDictionary, BadMessage, BadPlist, DmError, MessageTooLarge, NotSayable
+    from .flags import DmFlag, NameListFlag, flag_names
     from .linux import build, parse, parse_header
+    from .records import DeviceEntry, Header, Message, TargetMessage, TargetSpec, TargetVersion
     from .stream import (
         CLOSED,
         NEED_DATA,
@@ -60,6 +45,7 @@ if TYPE_CHECKING:
         binary_request,
     )
     from .translate import Form, convert, detect, to_dictionary, to_message
+    from .wire import Dev, huge_decode, huge_encode, netbsd_decode, netbsd_encode, to_bytes, to_text
 
 __all__ = [
     "CLOSED",
@@ -113,13 +99,21 @@ __all__ = [
     "to_text",
 ]
 
-#: Where to find what is loaded when it is first asked for: a program that needs but a part should start quickly.
+#: Where each name is, to be loaded when it is first asked for: a program that needs but a part should start quickly.
 _LATER = {
+    **dict.fromkeys(("COMMANDS", "Command", "CommandFlag", "Payload", "command"), "commands"),
+    **dict.fromkeys(("BadBinary", "BadDictionary", "BadMessage", "BadPlist", "DmError"), "errors"),
+    **dict.fromkeys(("MessageTooLarge", "NotSayable"), "errors"),
+    **dict.fromkeys(("DmFlag", "NameListFlag", "flag_names"), "flags"),
     **dict.fromkeys(("build", "parse", "parse_header"), "linux"),
+    **dict.fromkeys(("DeviceEntry", "Header", "Message"), "records"),
+    **dict.fromkeys(("TargetMessage", "TargetSpec", "TargetVersion"), "records"),
     **dict.fromkeys(("CLOSED", "NEED_DATA", "BinaryReply", "BinaryRequest", "Event", "JsonMessage"), "stream"),
     **dict.fromkeys(("Malformed", "PlistMessage", "ReplyStream", "RequestStream"), "stream"),
     **dict.fromkeys(("binary_reply", "binary_request"), "stream"),
     **dict.fromkeys(("Form", "convert", "detect", "to_dictionary", "to_message"), "translate"),
+    **dict.fromkeys(("Dev", "huge_decode", "huge_encode", "netbsd_decode", "netbsd_encode"), "wire"),
+    **dict.fromkeys(("to_bytes", "to_text"), "wire"),
 }
 
 

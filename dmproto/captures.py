@@ -28,8 +28,8 @@ from typing import Any, BinaryIO, cast
 from . import linux, strace
 from .commands import BY_NAME, BY_NUMBER, DM_IOCTL, Command
 from .errors import BadMessage, MessageTooLarge
-from .records import to_bytes, to_text
 from .translate import Form, detect
+from .wire import to_bytes, to_text
 
 __all__ = ["MAX_MESSAGE", "Capture", "read", "unhex"]
 

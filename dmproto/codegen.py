@@ -24,8 +24,8 @@ from typing import Any, BinaryIO, cast
 from construct import Construct, ConstructError, Container, stream_seek, stream_tell, stream_write
 
 from .codegen_source import write_source
-from .records import to_bytes, to_text
 from .schema import Chain, bad_next, located
+from .wire import to_bytes, to_text
 
 __all__ = ["Fused", "fuse"]
 

@@ -8,8 +8,8 @@ are libdevmapper's names of the tasks. `since` is the version that libdevmapper 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum, Flag, auto
+from typing import NamedTuple
 
 __all__ = ["BY_NAME", "BY_NUMBER", "BY_VERB", "COMMANDS", "DM_IOCTL", "Command", "CommandFlag", "Payload", "command"]
 
@@ -40,8 +40,7 @@ class CommandFlag(Flag):
     ANYONE = auto()  #: NetBSD lets an unprivileged caller do it
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Command:
+class Command(NamedTuple):
     """One row. `verbs[0]` is the verb that a translated request gets when flags do not decide."""
 
     name: str

@@ -22,16 +22,8 @@ from .errors import BadDictionary, BadPlist
 from .linux import DM_MAX_TYPE_NAME
 from .netbsd import DM_MAJOR
 from .objects import Dictionary, Key, Number, String, describe
-from .records import (
-    DM_NAME_LEN,
-    DM_UUID_LEN,
-    DeviceEntry,
-    Message,
-    huge_decode,
-    huge_encode,
-    netbsd_decode,
-    netbsd_encode,
-)
+from .records import DeviceEntry, Message
+from .wire import DM_NAME_LEN, DM_UUID_LEN, huge_decode, huge_encode, netbsd_decode, netbsd_encode
 
 __all__ = ["CMD_DATA", "HEADER", "build", "dumps", "loads", "looks_like", "parse"]
 

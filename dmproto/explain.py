@@ -20,16 +20,8 @@ from .flags import DmFlag, flag_names
 from .netbsd import verb
 from .objects import describe
 from .parameters import REDACTED
-from .records import (
-    DeviceEntry,
-    Header,
-    Message,
-    TargetMessage,
-    TargetSpec,
-    TargetVersion,
-    huge_decode,
-    to_bytes,
-)
+from .records import DeviceEntry, Header, Message, TargetMessage, TargetSpec, TargetVersion
+from .wire import huge_decode, to_bytes
 
 __all__ = ["escaped", "explain", "render", "shown"]
 

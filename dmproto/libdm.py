@@ -16,7 +16,8 @@ from .flags import DmFlag
 from .netbsd import DM_MAJOR, verb
 from .netbsd import build as dictionary
 from .proplib import Unsigned
-from .records import DM_NAME_LEN, DM_UUID_LEN, Message, huge_decode, netbsd_decode, netbsd_encode, to_bytes, to_text
+from .records import Message
+from .wire import DM_NAME_LEN, DM_UUID_LEN, huge_decode, netbsd_decode, netbsd_encode, to_bytes, to_text
 
 __all__ = ["CHAR_MAJORS", "DM_BLOCK_MAJOR", "dm_ioctl", "request"]
 

@@ -42,24 +42,18 @@ from .codegen import fuse
 from .commands import Command, CommandFlag, Payload
 from .errors import BadBinary
 from .flags import DmFlag, NameListFlag
-from .records import (
+from .records import DeviceEntry, Header, Message, Payloads, TargetMessage, TargetSpec, TargetVersion
+from .schema import Align, Chain, FixedText, Text
+from .wire import (
     DATA_OFFSET,
     DM_NAME_LEN,
     DM_UUID_LEN,
     HEADER_SIZE,
     MAX_DATA_SIZE,
     VERSION_SIZE,
-    DeviceEntry,
-    Header,
-    Message,
-    Payloads,
-    TargetMessage,
-    TargetSpec,
-    TargetVersion,
     huge_decode,
     huge_encode,
 )
-from .schema import Align, Chain, FixedText, Text
 
 __all__ = [
     "DATA_OFFSET",

@@ -17,20 +17,8 @@ from .errors import BadDictionary
 from .flags import DmFlag
 from .linux import DM_MAX_TYPE_NAME
 from .objects import Array, Dictionary, Key, Number, String, describe, same
-from .records import (
-    DM_NAME_LEN,
-    DM_UUID_LEN,
-    DeviceEntry,
-    Header,
-    Keys,
-    Message,
-    Payloads,
-    TargetMessage,
-    TargetSpec,
-    TargetVersion,
-    huge_decode,
-    huge_encode,
-)
+from .records import DeviceEntry, Header, Keys, Message, Payloads, TargetMessage, TargetSpec, TargetVersion
+from .wire import DM_NAME_LEN, DM_UUID_LEN, huge_decode, huge_encode
 
 __all__ = ["CMD_DATA", "DM_MAJOR", "HEADER", "WRITTEN", "apply", "build", "difference", "parse", "verb"]
 

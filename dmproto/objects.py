@@ -13,7 +13,7 @@ from construct import Construct, Container, Subconstruct
 
 from .errors import BadDictionary
 from .proplib import Unsigned
-from .records import to_bytes
+from .wire import to_bytes
 
 __all__ = ["Array", "Dictionary", "Key", "Number", "Schema", "String", "describe", "same"]
 

@@ -29,7 +29,7 @@ from construct import (
     stream_write,
 )
 
-from .records import to_bytes, to_text
+from .wire import to_bytes, to_text
 
 __all__ = ["Align", "Chain", "FixedText", "Text", "bad_next", "located"]
 

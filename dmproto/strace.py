@@ -19,17 +19,8 @@ from typing import Any
 from .commands import BY_NAME, BY_NUMBER, DM_IOCTL, Command, Payload
 from .errors import BadMessage
 from .flags import DmFlag
-from .records import (
-    DeviceEntry,
-    Header,
-    Message,
-    Payloads,
-    TargetMessage,
-    TargetSpec,
-    TargetVersion,
-    huge_encode,
-    to_text,
-)
+from .records import DeviceEntry, Header, Message, Payloads, TargetMessage, TargetSpec, TargetVersion
+from .wire import huge_encode, to_text
 
 __all__ = ["Call", "calls", "looks_like"]
 

@@ -18,20 +18,8 @@ except ImportError as error:
 from . import linux, proplib, translate
 from .commands import COMMANDS, Command, CommandFlag, Payload
 from .flags import DmFlag
-from .records import (
-    DM_NAME_LEN,
-    DM_UUID_LEN,
-    Dev,
-    DeviceEntry,
-    Header,
-    Message,
-    Payloads,
-    TargetMessage,
-    TargetSpec,
-    TargetVersion,
-    huge_encode,
-    to_text,
-)
+from .records import DeviceEntry, Header, Message, Payloads, TargetMessage, TargetSpec, TargetVersion
+from .wire import DM_NAME_LEN, DM_UUID_LEN, Dev, huge_encode, to_text
 
 __all__ = [
     "buffers",

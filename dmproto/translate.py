@@ -29,7 +29,8 @@ from .extension import EXTENSION, EXTENSION_KEY
 from .flags import DmFlag
 from .netbsd import DM_MAJOR
 from .objects import describe
-from .records import Header, Keys, Message, Residue, huge_decode, huge_encode
+from .records import Header, Keys, Message, Residue
+from .wire import huge_decode, huge_encode
 
 __all__ = [
     "EXTENSION",

@@ -17,7 +17,7 @@ from dmproto import proplib
 from dmproto.completion import print_completion
 from dmproto.flags import DmFlag
 from dmproto.proplib import Unsigned
-from dmproto.records import netbsd_decode
+from dmproto.wire import netbsd_decode
 
 from .client import SOCKET_DEFAULT, VERSION, Client, CommandError
 

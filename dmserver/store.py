@@ -23,7 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dmproto.records import to_bytes
+from dmproto.wire import to_bytes
 
 from .control.linux_resolver import LinuxResolver
 from .control.netbsd_resolver import MAX_DEV_NAME

@@ -13,8 +13,8 @@ HOUSE = Path(__file__).parents[1]
 #: A room, and what of the house its modules import. What is imported for type checkers only does not count.
 LAYERS = {
     "dmproto": {"dmproto"},
-    "dmserver/io": {"dmproto.records", "dmserver.io", "dmserver.model.dm_target"},
-    "dmserver/model": {"dmproto.records", "dmserver.io", "dmserver.model"},
+    "dmserver/io": {"dmproto.wire", "dmserver.io", "dmserver.model.dm_target"},
+    "dmserver/model": {"dmproto.wire", "dmserver.io", "dmserver.model"},
     "dmserver/targets": {"dmserver.model.dm_target", "dmserver.model.keyring", "dmserver.targets"},
     "dmserver/control": {"dmproto", "dmserver.control", "dmserver.io", "dmserver.model", "dmserver.targets.registry"},
 }

@@ -9,7 +9,7 @@ import stat
 import tempfile
 from struct import unpack_from
 
-from dmproto.records import huge_decode
+from dmproto.wire import huge_decode
 from dmserver.host import Host
 from dmserver.loop import Loop
 from dmserver.model.keyring import Keyring

@@ -14,7 +14,7 @@ from struct import unpack_from
 from typing import Protocol
 
 from dmproto.commands import BY_NUMBER, CommandFlag
-from dmproto.records import DATA_OFFSET, HEADER_SIZE, MAX_DATA_SIZE
+from dmproto.wire import DATA_OFFSET, HEADER_SIZE, MAX_DATA_SIZE
 from dmserver.control.session import Cancel, Session
 from dmserver.loop import Loop
 from dmserver.model.events import Events

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from dmproto.records import Dev
+from dmproto.wire import Dev
 from dmserver.io.blockdev import BlockDevice
 from dmserver.io.disk import Disk
 from dmserver.model.dm_dev import DmDev

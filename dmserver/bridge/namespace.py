@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING
 
-from dmproto.records import Dev
+from dmproto.wire import Dev
 from dmserver.io.blockdev import BlockDevice
 
 from .loopdev import LOOP_CONTROL_DEV

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from struct import Struct
 from zlib import crc32
 
-from dmproto.records import Dev
+from dmproto.wire import Dev
 
 __all__ = ["ABSENT", "Absent", "Dir", "File", "Link", "Node", "Private", "Special", "attributes", "pack_statx"]
 

@@ -18,7 +18,8 @@ from dmproto import linux, parameters
 from dmproto.commands import BY_NUMBER, Command
 from dmproto.errors import BadMessage
 from dmproto.flags import DmFlag
-from dmproto.records import Message, TargetMessage, TargetSpec, to_bytes
+from dmproto.records import Message, TargetMessage, TargetSpec
+from dmproto.wire import to_bytes
 from dmserver.control.session import Cancel, Session
 
 from .control import Door

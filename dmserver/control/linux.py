@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from dmproto.commands import BY_NAME, BY_NUMBER, DM_IOCTL, CommandFlag
 from dmproto.flags import DmFlag
-from dmproto.records import DATA_OFFSET, MAX_DATA_SIZE
+from dmproto.wire import DATA_OFFSET, MAX_DATA_SIZE
 
 from ..model.dm_dev import DmDev
 from ..model.mapper import Mapper

@@ -15,7 +15,7 @@ from struct import Struct
 from typing import TYPE_CHECKING
 
 from dmproto.flags import DmFlag
-from dmproto.records import DATA_OFFSET, DM_NAME_LEN, DM_UUID_LEN, HEADER_SIZE, MAX_DATA_SIZE, huge_decode
+from dmproto.wire import DATA_OFFSET, DM_NAME_LEN, DM_UUID_LEN, HEADER_SIZE, MAX_DATA_SIZE, huge_decode
 
 from ..model.dm_dev import DmDev
 from ..model.dm_table import DmTable

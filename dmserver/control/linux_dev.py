@@ -9,7 +9,7 @@ from heapq import heappop, heappush
 from struct import Struct
 
 from dmproto.flags import DmFlag, NameListFlag
-from dmproto.records import DATA_OFFSET, DM_NAME_LEN, DM_UUID_LEN, huge_decode, to_text
+from dmproto.wire import DATA_OFFSET, DM_NAME_LEN, DM_UUID_LEN, huge_decode, to_text
 
 from ..model.dm_dev import DmDev
 from ..model.dm_target import TargetError

@@ -5,7 +5,7 @@ Linux asks when a device gets its first table, and when a table goes live.
 
 from __future__ import annotations
 
-from dmproto.records import SECTOR_SIZE
+from dmproto.wire import SECTOR_SIZE
 
 from ..io.blockdev import BlockDevice
 from ..io.limits import QueueLimits

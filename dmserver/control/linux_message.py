@@ -6,7 +6,7 @@ import errno
 from struct import Struct
 
 from dmproto.flags import DmFlag
-from dmproto.records import DATA_OFFSET, to_bytes, to_text
+from dmproto.wire import DATA_OFFSET, to_bytes, to_text
 
 from ..model.args import split_args
 from ..model.dm_dev import DmDev

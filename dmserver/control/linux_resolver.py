@@ -6,7 +6,7 @@ import errno
 import re
 from collections.abc import Callable, Hashable
 
-from dmproto.records import Dev, huge_decode
+from dmproto.wire import Dev, huge_decode
 
 from ..io.blockdev import BlockDevice
 from ..model.dm_dev import DmDev

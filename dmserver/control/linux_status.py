@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from struct import Struct
 
 from dmproto.flags import DmFlag
-from dmproto.records import huge_encode, to_bytes, to_text
+from dmproto.wire import huge_encode, to_bytes, to_text
 
 from ..model.dm_dev import DmDev
 from ..model.dm_target import StatusType, Target

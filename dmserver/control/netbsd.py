@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from dmproto.flags import DmFlag
 from dmproto.objects import describe
 from dmproto.proplib import Unsigned
-from dmproto.records import DM_NAME_LEN, DM_UUID_LEN, netbsd_encode, to_bytes, to_text
+from dmproto.wire import DM_NAME_LEN, DM_UUID_LEN, netbsd_encode, to_bytes, to_text
 
 from ..io.blockdev import BlockDevice
 from ..model.dm_dev import DmDev

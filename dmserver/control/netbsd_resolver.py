@@ -13,7 +13,7 @@ import os
 import re
 from collections.abc import Hashable, Iterator
 
-from dmproto.records import to_bytes, to_text
+from dmproto.wire import to_bytes, to_text
 
 from ..io.bio import Bio
 from ..io.blockdev import BlockDevice

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from dmproto.records import SECTOR_SIZE, Dev
+from dmproto.wire import SECTOR_SIZE, Dev
 
 from .bio import Bio
 from .limits import QueueLimits

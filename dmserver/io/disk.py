@@ -12,7 +12,7 @@ import stat
 from collections.abc import Callable, Iterator
 from typing import cast
 
-from dmproto.records import SECTOR_SIZE, Dev
+from dmproto.wire import SECTOR_SIZE, Dev
 
 from .bio import Bio, Op
 from .blockdev import BlockDevice

@@ -14,7 +14,7 @@ import os
 import re
 import stat
 
-from dmproto.records import Dev
+from dmproto.wire import Dev
 
 from .blockdev import BlockDevice, BlockDevices
 from .disk import Disk

@@ -25,7 +25,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from dmproto.records import SECTOR_SIZE
+from dmproto.wire import SECTOR_SIZE
 
 from ..model.dm_target import EndIo, MapResult, Target
 from .bio import Bio, Op

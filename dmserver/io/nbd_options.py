@@ -7,7 +7,7 @@ import struct
 from collections.abc import Callable
 from typing import Protocol
 
-from dmproto.records import to_text
+from dmproto.wire import to_text
 
 from .blockdev import BlockDevice
 from .nbd_proto import (

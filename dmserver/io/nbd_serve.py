@@ -18,7 +18,7 @@ import socket
 import struct
 from collections.abc import Callable
 
-from dmproto.records import SECTOR_SIZE
+from dmproto.wire import SECTOR_SIZE
 
 from .bio import Bio, Op
 from .blockdev import BlockDevice

@@ -9,7 +9,7 @@ import errno
 import os
 import threading
 
-from dmproto.records import SECTOR_SIZE
+from dmproto.wire import SECTOR_SIZE
 
 from .bio import Op
 from .blockdev import BlockDevice

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable
 
-from dmproto.records import SECTOR_SIZE
+from dmproto.wire import SECTOR_SIZE
 
 from .bio import Bio, Op
 from .blockdev import BlockDevice

@@ -9,7 +9,7 @@ import re
 from collections import deque
 from collections.abc import Iterable
 
-from dmproto.records import to_bytes, to_text
+from dmproto.wire import to_bytes, to_text
 
 __all__ = ["Arguments", "parse_sector", "parse_u32", "parse_uint", "split_args"]
 

@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from dmproto.records import huge_encode
+from dmproto.wire import huge_encode
 
 from ..io.bio import Bio
 from ..io.blockdev import BlockDevice

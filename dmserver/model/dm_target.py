@@ -27,7 +27,7 @@ from enum import Enum, Flag, auto
 from itertools import islice
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, TypeVar
 
-from dmproto.records import SECTOR_SIZE
+from dmproto.wire import SECTOR_SIZE
 
 from ..io.bio import Bio, Op
 from ..io.blockdev import BlockDevice

@@ -9,7 +9,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable
 from operator import attrgetter
 
-from dmproto.records import Dev, to_bytes
+from dmproto.wire import Dev, to_bytes
 
 from ..io.blockdev import BlockDevice
 from ..io.disks import Disks

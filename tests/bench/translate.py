@@ -13,9 +13,10 @@ from compare import Report, interleave
 
 from dmproto import linux
 from dmproto.commands import BY_NAME, Command
-from dmproto.records import DeviceEntry, Header, Message, TargetSpec, huge_decode, huge_encode
+from dmproto.records import DeviceEntry, Header, Message, TargetSpec
 from dmproto.schema import Chain
 from dmproto.translate import Form, convert
+from dmproto.wire import huge_decode, huge_encode
 
 GOAL = 1 / 12
 SPEC_KEYS = {"sector_start": "start", "length": "length", "target_type": "type", "params": "params"}

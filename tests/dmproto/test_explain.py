@@ -15,15 +15,7 @@ from dmproto.errors import BadBinary
 from dmproto.explain import explain, render, shown
 from dmproto.flags import DmFlag
 from dmproto.proplib import Unsigned
-from dmproto.records import (
-    DeviceEntry,
-    Header,
-    Message,
-    Payloads,
-    TargetMessage,
-    TargetSpec,
-    TargetVersion,
-)
+from dmproto.records import DeviceEntry, Header, Message, Payloads, TargetMessage, TargetSpec, TargetVersion
 
 KEY = "f0112233445566778899aabbccddeeff"
 

@@ -9,7 +9,8 @@ from dmproto.errors import NotSayable
 from dmproto.flags import DmFlag
 from dmproto.objects import same
 from dmproto.proplib import Unsigned
-from dmproto.records import Header, Message, TargetSpec, huge_encode
+from dmproto.records import Header, Message, TargetSpec
+from dmproto.wire import huge_encode
 
 TASKS = list(records("netbsd/libdevmapper_tasks.jsonl"))
 OPTIONS = {

@@ -16,17 +16,8 @@ from dmproto import linux
 from dmproto.commands import BY_NAME, COMMANDS, Command
 from dmproto.errors import BadBinary
 from dmproto.flags import DmFlag
-from dmproto.records import (
-    DeviceEntry,
-    Header,
-    Message,
-    TargetMessage,
-    TargetSpec,
-    TargetVersion,
-    huge_decode,
-    huge_encode,
-    to_bytes,
-)
+from dmproto.records import DeviceEntry, Header, Message, TargetMessage, TargetSpec, TargetVersion
+from dmproto.wire import huge_decode, huge_encode, to_bytes
 
 LOAD, STATUS, LIST = BY_NAME["TABLE_LOAD"], BY_NAME["TABLE_STATUS"], BY_NAME["LIST_DEVICES"]
 

@@ -16,7 +16,8 @@ from dmproto import linux, strace
 from dmproto.commands import BY_NAME
 from dmproto.errors import BadMessage
 from dmproto.flags import DmFlag
-from dmproto.records import DeviceEntry, TargetMessage, TargetSpec, TargetVersion, huge_encode
+from dmproto.records import DeviceEntry, TargetMessage, TargetSpec, TargetVersion
+from dmproto.wire import huge_encode
 
 HEAD = "{version=[4, 0, 0], data_size=16384, data_start=312, "
 

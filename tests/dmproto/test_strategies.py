@@ -12,7 +12,8 @@ from dmproto import linux, proplib, strategies, translate
 from dmproto.commands import Command
 from dmproto.errors import BadBinary, BadMessage
 from dmproto.proplib import Unsigned
-from dmproto.records import Message, TargetSpec, to_bytes, to_text
+from dmproto.records import Message, TargetSpec
+from dmproto.wire import to_bytes, to_text
 
 
 @given(strategies.messages())

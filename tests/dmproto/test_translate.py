@@ -11,9 +11,10 @@ from dmproto.errors import BadBinary, BadDictionary, BadMessage, BadPlist, NotSa
 from dmproto.flags import DmFlag
 from dmproto.objects import same
 from dmproto.proplib import Unsigned
-from dmproto.records import DeviceEntry, Header, Message, huge_decode
+from dmproto.records import DeviceEntry, Header, Message
 from dmproto.strategies import buffers, dictionaries
 from dmproto.translate import Form, convert, from_binary, to_binary, to_dictionary, to_message
+from dmproto.wire import huge_decode
 
 
 def ordinary(name, *, body=b"", count=0, dev=0, device="", flags=4, version=(4, 0, 0), size=16384):

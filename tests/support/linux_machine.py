@@ -15,7 +15,7 @@ from support.stacks import pattern
 from support.targets import ManualWork
 
 from dmproto.commands import BY_NAME
-from dmproto.records import SECTOR_SIZE
+from dmproto.wire import SECTOR_SIZE
 from dmserver.control.linux import LinuxControl
 from dmserver.control.session import Cancel, Session
 from dmserver.io.bio import Bio, Op

@@ -18,7 +18,8 @@ from support.linux_vectors import VECTORS, expand
 
 from dmproto.commands import BY_NAME, Payload
 from dmproto.linux import parse
-from dmproto.records import TargetSpec, TargetVersion, huge_decode
+from dmproto.records import TargetSpec, TargetVersion
+from dmproto.wire import huge_decode
 from dmserver.io.blockdev import BlockDevice
 from dmserver.model.dm_dev import DmDev
 

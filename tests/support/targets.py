@@ -10,7 +10,7 @@ from collections.abc import Callable, Hashable, Iterator
 from pathlib import Path
 from typing import Any
 
-from dmproto.records import SECTOR_SIZE
+from dmproto.wire import SECTOR_SIZE
 from dmserver.io.bio import Bio, Op
 from dmserver.io.blockdev import BlockDevice
 from dmserver.io.disk import Disk

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from dmproto import linux, netbsd
 from dmproto.commands import BY_NAME
 from dmproto.flags import DmFlag
-from dmproto.records import DeviceEntry, Header, Message, TargetMessage, TargetSpec, huge_decode
+from dmproto.records import DeviceEntry, Header, Message, TargetMessage, TargetSpec
+from dmproto.wire import huge_decode
 from dmserver.host import Host, Personality
 
 #: The flags that tell about a device.

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from support.linux_client import LinuxClient
 
 from dmproto.commands import BY_NAME
-from dmproto.records import DATA_OFFSET, MAX_DATA_SIZE, TargetSpec
+from dmproto.records import TargetSpec
+from dmproto.wire import DATA_OFFSET, MAX_DATA_SIZE
 from dmserver.control import linux
 from dmserver.control.linux_call import quick_status
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dmproto.records import to_text
+from dmproto.wire import to_text
 from dmserver.model.args import Arguments, parse_sector, parse_u32, parse_uint, split_args
 
 WORDS = st.text(st.characters(exclude_characters=" \t\n\v\f\r\\", exclude_categories=["Cs"]), min_size=1).filter(

@@ -27,7 +27,8 @@ from support.linux_client import LinuxClient
 from support.targets import ManualWork
 
 from dmproto.flags import DmFlag
-from dmproto.records import Message, TargetSpec, huge_encode
+from dmproto.records import Message, TargetSpec
+from dmproto.wire import huge_encode
 from dmserver.control import linux_status, linux_table
 from dmserver.control.linux_call import Call
 from dmserver.control.session import Session
