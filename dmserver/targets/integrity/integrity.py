@@ -28,11 +28,11 @@ from ...model.dm_target import (
     parse_sector,
     parse_u32,
 )
+from ..serial import SerialQueue
 from ..shash import Shash, allocate
 from .io import IntegrityIo
 from .journal import Journal
 from .layout import INTERLEAVE, MAGIC, MAX_VERSION, SB_SECTORS, UINT_MAX, Layout, SbFlag, Superblock
-from .serial import SerialQueue
 
 __all__ = ["Integrity"]
 

@@ -13,10 +13,10 @@ from functools import wraps
 from typing import Any, ParamSpec
 
 from ...model.dm_target import SECTOR_SIZE, BlockDevice, Op
+from ..serial import Job, Request
 from ..shash import Shash
 from .journal import Entry, Journal, JournalError
 from .layout import Layout, SbFlag
-from .serial import Job, Request
 
 __all__ = ["IntegrityIo"]
 

@@ -1,7 +1,7 @@
 """Jobs that do I/O, one after the other, without blocking a thread.
 
-A job is a generator: it yields each `Request` and is sent the errno (0: success) that came of it; it returns an errno
-of its own. Code that has to lock, read, change and write then reads as if it waited.
+A job is a generator: it yields each `Step`, most often a `Request`, and is sent the errno (0: success) that came of it;
+it returns an errno of its own. Code that has to lock, read, change and write then reads as if it waited.
 """
 
 from __future__ import annotations
@@ -11,17 +11,28 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Generator
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import TypeVar
 
-from ...model.dm_target import BlockDevice, Op, submit
+from ..model.dm_target import BlockDevice, Op, submit
 
-__all__ = ["Job", "Request", "SerialQueue"]
+__all__ = ["Done", "Job", "Request", "SerialQueue", "Step"]
 
 _log = logging.getLogger(__name__)
 
+T = TypeVar("T")
 
-class Request(NamedTuple):
-    """The arguments of `Target.submit`."""
+Done = Callable[[int], None]
+
+#: Starts something and has `done(errno)` called when that ended: at once, or later in any thread.
+Step = Callable[[Done], None]
+
+Job = Generator[Step, int, int]
+
+
+@dataclass(slots=True)
+class Request:
+    """A bio, with the arguments of `Target.submit`."""
 
     op: Op
     bdev: BlockDevice
@@ -29,13 +40,12 @@ class Request(NamedTuple):
     data: memoryview | int | None
     fua: bool = False
 
-
-Job = Generator[Request, int, int]
-Done = Callable[[int], None]
+    def __call__(self, done: Done) -> None:
+        submit(self.op, self.bdev, self.sector, self.data, done, fua=self.fua)
 
 
 class _Answer:
-    """The end of a request: it is taken at once, or passed on when it comes."""
+    """The end of a step: it is taken at once, or passed on when it comes."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -61,6 +71,7 @@ class SerialQueue:
 
     def __init__(self) -> None:
         self._waiting: deque[tuple[Job, Done]] = deque()
+        self._later: list[Callable[[], None]] = []
         self._lock = threading.Lock()
         self._busy = False
 
@@ -86,21 +97,35 @@ class SerialQueue:
         ended.wait()
         return errors[0]
 
+    def between(self, work: Callable[[], T], later: Callable[[], None]) -> T | None:
+        """What `work` returns, called while no job runs. None when one does: `later` is called once none does.
+
+        `work` is short: it does not wait, sends nothing, and starts no job.
+        """
+        with self._lock:
+            if not self._busy:
+                return work()
+            self._later.append(later)
+            return None
+
     def _run(self) -> None:
         while True:
             with self._lock:
                 if not self._waiting:
                     self._busy = False
-                    return
+                    later, self._later = self._later, []
+                    break
                 job, done = self._waiting.popleft()
             if not self._advance(job, done, None):
                 return
+        for call in later:
+            call()
 
     def _advance(self, job: Job, done: Done, error: int | None) -> bool:
         """Run a job to its end (True), or until it has to wait: then it goes on, and the queue with it, later."""
         while True:
             try:
-                request = next(job) if error is None else job.send(error)
+                step = next(job) if error is None else job.send(error)
             except StopIteration as stop:
                 done(stop.value)
                 return True
@@ -109,7 +134,7 @@ class SerialQueue:
                 done(errno.EIO)
                 return True
             answer = _Answer()
-            submit(request.op, request.bdev, request.sector, request.data, answer.come, fua=request.fua)
+            step(answer.come)
             error = answer.take(lambda error: self._go_on(job, done, error))
             if error is None:
                 return False

@@ -6,7 +6,7 @@ import pytest
 from support.targets import FaultyDisk, pattern, read
 
 from dmserver.io.bio import Op
-from dmserver.targets.integrity.serial import Job, Request, SerialQueue
+from dmserver.targets.serial import Job, Request, SerialQueue
 
 
 def copy(disk: FaultyDisk, order: list[int], sector: int) -> Job:
@@ -50,3 +50,25 @@ def test_a_job_that_raises_fails_alone(caplog: pytest.LogCaptureFixture) -> None
     disk = FaultyDisk(0)
     assert queue.run(copy(disk, [], 7)) == 0
     assert read(disk, 7) != pattern(0, 7)
+
+
+def test_short_work_comes_between_jobs() -> None:
+    disk, queue, done = FaultyDisk(0), SerialQueue(), []
+    assert queue.between(lambda: "now", lambda: done.append("later")) == "now"
+    disk.slow = True
+    queue.start(copy(disk, [], 3), done.append)
+    assert queue.between(lambda: "now", lambda: done.append("later")) is None
+    queue.start(copy(disk, [], 3), done.append)
+    disk.finish()
+    assert done == [0, 0, "later"]
+
+
+def test_a_job_waits_for_whatever_calls_back() -> None:
+    queue, ends, ended = SerialQueue(), [], []
+
+    def job() -> Job:
+        return (yield ends.append)
+
+    queue.start(job(), ended.append)
+    ends[0](errno.ENOSPC)
+    assert ended == [errno.ENOSPC]
