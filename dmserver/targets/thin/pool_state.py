@@ -1,36 +1,29 @@
 """The state of a thin pool: its mode, and what of its metadata is on the disk (`set_pool_mode` and `commit` of Linux
 `drivers/md/dm-thin.c`).
 
-One lock guards all of a pool; it is held for bookkeeping only. What has to be done after is collected in a list of
-actions. While a commit is being written nothing changes the metadata.
+One lock guards all of a pool (see `Committer`).
 """
 
 from __future__ import annotations
 
 import errno
-import threading
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from abc import abstractmethod
 from dataclasses import dataclass, replace
 from enum import IntEnum
-from functools import partial
 from typing import TYPE_CHECKING
 
-from ...model.dm_target import BlockDevice, Op, TargetError, is_suspended, submit
-from ..actions import Actions, run
-from ..persistent_data.block import BLOCK_SECTORS, Corrupt
-from ..persistent_data.commit import write_commit
+from ...model.dm_target import BlockDevice, Op, submit
+from ..actions import Actions
+from ..persistent_data.block import BLOCK_SECTORS
+from ..persistent_data.committer import METADATA_FAILURES, Committer
 from .metadata import ThinMetadata
 
 if TYPE_CHECKING:
     from ...model.dm_dev import DmDev
 
-__all__ = ["METADATA_FAILURES", "Features", "Mode", "PoolState"]
+__all__ = ["Features", "Mode", "PoolState"]
 
 NO_SPACE_TIMEOUT = 60
-
-METADATA_FAILURES = (OSError, Corrupt)
 
 
 class Mode(IntEnum):
@@ -57,28 +50,22 @@ class Features:
     error_if_no_space: bool = False
 
 
-class PoolState(ABC):
+class PoolState(Committer):
     """Devices, metadata, mode and transactions of a pool; the bios are what `Pool` adds."""
+
+    commit_operation = "dm_pool_commit_metadata"
 
     def __init__(
         self, device: DmDev, metadata_device: BlockDevice, data_device: BlockDevice, metadata: ThinMetadata
     ) -> None:
-        self.device = device
-        self.metadata_device = metadata_device
+        super().__init__(device, metadata_device, [data_device], metadata)
         self.data_device = data_device
         self.metadata = metadata
         self.features = Features()
         self._adjusted = self._requested = Features()
         self.low_water_blocks = self.metadata_threshold = 0
-        self.lock = threading.Condition(threading.RLock())
         self._metadata_low = False
-        self._commit_first: list[Callable[[int], None]] = []
-        self._committing = False
         self._no_space_since = 0
-
-    @abstractmethod
-    def _wake(self) -> None:
-        """There may be work to do."""
 
     @abstractmethod
     def _try_again(self) -> None:
@@ -181,75 +168,20 @@ class PoolState(ABC):
 
     # -- commits ----------------------------------------------------------------------------------------
 
-    @contextmanager
-    def changes(self) -> Iterator[Actions]:
-        """Hold the lock; what was collected is done once it is free."""
-        actions: Actions = []
-        with self.lock:
-            yield actions
-        run(actions)
-
-    @contextmanager
-    def quiet(self) -> Iterator[Actions]:
-        """`changes` while no commit is under way, for the thread of commands, which may wait. TargetError(EAGAIN) when
-        that might be for ever."""
-        with self.changes() as actions:
-            while self._committing:
-                if self._held_up:
-                    raise TargetError(errno.EAGAIN)
-                self.lock.wait()
-            yield actions
+    @property
+    def read_only(self) -> bool:
+        return self.mode > Mode.OUT_OF_DATA_SPACE
 
     def commit(self) -> None:
-        """Commit and wait for it, as far as that has an end; for the thread of commands. Failures change the mode."""
-        ended = threading.Event()
+        """Failures change the mode."""
         with self.changes() as actions:
             self._check_metadata_low(actions)
-            self._commit_first.append(lambda error: ended.set())
-            if not self._committing:
-                self._begin_commit(actions)
-        if not self._held_up:
-            ended.wait()
+        super().commit()
 
-    @property
-    def _held_up(self) -> bool:
-        """A commit waits until a device underneath is resumed, which only the thread of commands does."""
-        return is_suspended(self.metadata_device) or is_suspended(self.data_device)
-
-    def _begin_commit(self, actions: Actions) -> None:
-        """Call `_commit_first` once all changes are on the disk."""
-        waiting, self._commit_first = self._commit_first, []
-        error = 0
-        if self.mode > Mode.OUT_OF_DATA_SPACE:
-            error = errno.EIO
-        elif self.metadata.changed:
-            try:
-                commit = self.metadata.prepare_commit()
-            except METADATA_FAILURES as failure:
-                self.operation_failed("dm_pool_commit_metadata", failure, actions)
-                error = errno.EIO
-            else:
-                self._committing = True
-                self.device.io.hold()
-                done = partial(self._end_commit, waiting)
-                actions.append(lambda: write_commit(commit, self.metadata_device, [self.data_device], done))
-                return
-        actions.extend(partial(each, error) for each in waiting)
-
-    def _end_commit(self, waiting: list[Callable[[int], None]], error: int) -> None:
-        with self.changes() as actions:
-            self._committing = False
-            if error:
-                self.operation_failed("dm_pool_commit_metadata", OSError(error, ""), actions)
-            else:
-                self.metadata.committed()
-                if self.mode is Mode.OUT_OF_DATA_SPACE and self.metadata.free_data_blocks:
-                    self._set_mode(Mode.WRITE, actions)
-                    self._try_again()
-            actions.extend(partial(each, error and errno.EIO) for each in waiting)
-            self.lock.notify_all()
-        self.device.io.release()
-        self._wake()
+    def _succeeded(self, actions: Actions) -> None:
+        if self.mode is Mode.OUT_OF_DATA_SPACE and self.metadata.free_data_blocks:
+            self._set_mode(Mode.WRITE, actions)
+            self._try_again()
 
     def _commit_due(self) -> None:
         with self.changes() as actions:

@@ -25,10 +25,11 @@ from ...model.dm_target import (
     parse_uint,
 )
 from ..persistent_data.block import BLOCK_SECTORS
+from ..persistent_data.committer import METADATA_FAILURES
 from ..persistent_data.space_map import MAX_METADATA_BLOCKS
 from .metadata import ThinMetadataError
 from .pool import Pool
-from .pool_state import METADATA_FAILURES, Features, Mode
+from .pool_state import Features, Mode
 from .pools import Pools, metadata_blocks
 from .thin import parse_device_id
 
