@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else list(argv)
     parser = argparse.ArgumentParser(prog="dmserver", description="A device-mapper that runs anywhere.")
     add_completion(parser)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", prog=parser.prog)
     chosen = next((word for word in words if not word.startswith("-")), "")
     for name, (module, text) in COMMANDS.items():
         command = commands.add_parser(name, help=text, description=text)

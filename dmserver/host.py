@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, Literal, ParamSpec, get_args
 from dmproto.commands import BY_VERB, COMMANDS, CommandFlag
 
 from .control.linux import LinuxControl
-from .control.netbsd_call import Call, Refusal
 from .control.session import Cancel, Session
 from .io.blockdev import BlockDevice
 from .io.disks import LOOP_MAJOR, VND_MAJOR, Disks
@@ -122,7 +121,7 @@ class Host:
         if not isinstance(request, dict):
             from dmproto.objects import describe
 
-            Call({}, done).finish(Refusal(errno.EIO, f"expected a dictionary, got {describe(request)}"))
+            _refuse({}, done, errno.EIO, f"expected a dictionary, got {describe(request)}")
             return None
         verb = request.get("command")
         if not isinstance(verb, str):
@@ -141,7 +140,7 @@ class Host:
         if not session.privileged and verb not in _ANYONES_VERBS:
             from dmproto.objects import describe
 
-            Call(request, done).finish(Refusal(errno.EPERM, f"command {describe(verb)} needs the superuser"))
+            _refuse(request, done, errno.EPERM, f"command {describe(verb)} needs the superuser")
             return None
         if not session.privileged:
             session = self.open()
@@ -153,7 +152,6 @@ class Host:
         """The commands that are ours: `pdevs` lists the physical devices, newest first, `log` the kernel's log."""
         from dmproto.proplib import Unsigned
 
-        call = Call(request, done)
         if request["command"] == "pdevs":
             request["cmd_data"] = [
                 {
@@ -167,9 +165,9 @@ class Host:
         elif session.privileged:
             request["cmd_data"] = list(self.mapper.events.lines)
         else:
-            call.finish(Refusal(errno.EPERM, "command 'log' needs the superuser"))
+            _refuse(request, done, errno.EPERM, "command 'log' needs the superuser")
             return
-        call.finish()
+        done(request)
 
     def _changed(self, device: DmDev) -> None:
         self.changes += 1
@@ -185,6 +183,12 @@ class Host:
         """Stop the worker threads and free the disks. Devices are forgotten, as at a reboot."""
         self._work.close()
         self.mapper.disks.close()
+
+
+def _refuse(request: dict[str, Any], done: Callable[[dict[str, Any]], None], number: int, sentence: str) -> None:
+    from .control.netbsd_call import Call, Refusal
+
+    Call(request, done).finish(Refusal(number, sentence))
 
 
 def _without_secrets(done: Callable[[dict[str, Any]], None]) -> Callable[[dict[str, Any]], None]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import heapq
 import itertools
-import logging
 import os
 import select
 import signal
@@ -18,8 +17,6 @@ from collections.abc import Callable
 __all__ = ["Loop"]
 
 Callback = Callable[[], None]
-
-_log = logging.getLogger("dmserver")
 
 
 class Loop:
@@ -144,4 +141,6 @@ def _run(callback: Callback) -> None:
     try:
         callback()
     except Exception:
-        _log.exception("a call in the loop failed")
+        import logging
+
+        logging.getLogger("dmserver").exception("a call in the loop failed")

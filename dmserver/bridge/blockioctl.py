@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
-from dataclasses import dataclass
 from struct import Struct, calcsize, pack
+from typing import NamedTuple
 
 from dmserver.io.bio import Bio, Op
 from dmserver.io.blockdev import BlockDevice
@@ -26,8 +26,7 @@ MAX_SECTORS = 255
 _RANGE = Struct("=QQ")  # bytes: offset, length
 
 
-@dataclass(frozen=True, slots=True)
-class BlockIoctl:
+class BlockIoctl(NamedTuple):
     """One row. `value` is written back in the layout `form` (struct module); `act` does something, returns 0 or -errno,
     or answers later."""
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import stat
-import tempfile
 from struct import unpack_from
 
 from dmproto.wire import huge_decode
@@ -14,6 +12,7 @@ from dmserver.host import Host
 from dmserver.loop import Loop
 from dmserver.model.keyring import Keyring
 
+from . import scratch
 from .blockioctl import BlockIoctls
 from .caller import Caller
 from .changes import Changes
@@ -49,8 +48,8 @@ class Bridge:
         self.opens = Opens(host.mapper)
         self.devices = Devices(host.mapper, host.registry, self.opens.sweep)
         self.space = Namespace(self.devices, self._private)
-        self._root = tempfile.mkdtemp(prefix="dm")
-        self.paths = Paths(self.space, os.fsencode(self._root) + b"/shadow")
+        self._root = scratch.make()
+        self.paths = Paths(self.space, self._root + b"/shadow")
         self.files: Files = Files(self)
         self.changes: Changes = Changes(self)
         host.mapper.call_soon = loop.call_soon_threadsafe
@@ -71,7 +70,7 @@ class Bridge:
             supervisor.close()
         self.control.close()
         self.opens.close()
-        shutil.rmtree(self._root, ignore_errors=True)
+        scratch.remove(self._root)
 
     def supervise(self, listener: int) -> None:
         """Answer what comes from a filter's listener until the last process under it is gone. Closes `listener`."""
@@ -174,7 +173,7 @@ class Bridge:
         return os.fsdecode(place.real)
 
     def _private(self, name: bytes) -> bytes:
-        real = os.path.join(os.fsencode(self._root), b"private", name)
+        real = os.path.join(self._root, b"private", name)
         os.makedirs(real, exist_ok=True)
         return real
 

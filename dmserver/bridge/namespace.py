@@ -9,9 +9,8 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from dmproto.wire import Dev
 from dmserver.io.blockdev import BlockDevice
@@ -32,8 +31,7 @@ DISK_GROUP = 6
 NATIVE_DEV = (b"/dev/shm", b"/dev/pts", b"/dev/mqueue", b"/dev/hugepages", b"/dev/fd")
 
 
-@dataclass(frozen=True, slots=True)
-class PathRule:
+class PathRule(NamedTuple):
     """One row. `answer` tells what is there; `node` makes it, from the namespace and what `*` stood for."""
 
     rung: int

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
 from struct import Struct
+from typing import NamedTuple
 from zlib import crc32
 
 from dmproto.wire import Dev
@@ -16,8 +16,7 @@ __all__ = ["ABSENT", "Absent", "Dir", "File", "Link", "Node", "Private", "Specia
 Entries = Mapping[bytes, "Node"]
 
 
-@dataclass(frozen=True, slots=True)
-class Owner:
+class Owner(NamedTuple):
     """Who owns a node, and its permission bits."""
 
     mode: int
@@ -25,8 +24,7 @@ class Owner:
     gid: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Dir:
+class Dir(NamedTuple):
     """A directory. `overlay`: beside `entries` it has what the kernel has there."""
 
     entries: Callable[[], Entries]
@@ -34,24 +32,21 @@ class Dir:
     owner: Owner = Owner(0o755)
 
 
-@dataclass(frozen=True, slots=True)
-class File:
+class File(NamedTuple):
     """A file that is read as a whole, made when it is opened."""
 
     content: Callable[[], bytes]
     owner: Owner = Owner(0o444)
 
 
-@dataclass(frozen=True, slots=True)
-class Link:
+class Link(NamedTuple):
     """A symbolic link."""
 
     target: bytes
     owner: Owner = Owner(0o777)
 
 
-@dataclass(frozen=True, slots=True)
-class Special:
+class Special(NamedTuple):
     """A device node; `kind` is S_IFBLK or S_IFCHR."""
 
     kind: int
@@ -59,14 +54,12 @@ class Special:
     owner: Owner = Owner(0o600)
 
 
-@dataclass(frozen=True, slots=True)
-class Private:
+class Private(NamedTuple):
     """A directory of the client's own: it lives at `path`, another place of the real file system."""
 
     path: bytes
 
 
-@dataclass(frozen=True, slots=True)
 class Absent:
     """Nothing is here, whatever the kernel has."""
 
@@ -91,7 +84,7 @@ def change_owner(node: Node, *, mode: int | None = None, uid: int = -1, gid: int
     owner = Owner(
         old.mode if mode is None else mode & 0o7777, old.uid if uid == -1 else uid, old.gid if gid == -1 else gid
     )
-    return replace(node, owner=owner)
+    return node._replace(owner=owner)
 
 
 def attributes(path: bytes, node: Dir | File | Link | Special) -> dict[str, int]:

@@ -17,9 +17,7 @@ import fcntl
 import itertools
 import os
 import sys
-import tempfile
 import threading
-from dataclasses import dataclass
 from struct import Struct
 from typing import TYPE_CHECKING
 
@@ -43,12 +41,14 @@ _FLOCK = Struct("@hhqqi4x")  # struct flock: l_type, l_whence, l_start, l_len, l
 _FORGET = os.O_EXCL | os.O_CREAT | os.O_TRUNC | os.O_NOATIME | os.O_NOCTTY | os.O_NOFOLLOW | os.O_DIRECTORY
 
 
-@dataclass(slots=True, eq=False)
 class _Open:
-    device: BlockDevice
-    holder: object | None
-    probe: int
-    lock: int
+    __slots__ = ("device", "holder", "lock", "probe")
+
+    def __init__(self, device: BlockDevice, holder: object | None, probe: int, lock: int) -> None:
+        self.device = device
+        self.holder = holder
+        self.probe = probe
+        self.lock = lock
 
 
 class Opens:
@@ -136,7 +136,9 @@ class Opens:
         """The directory of mapped devices, mounted when the first is opened. OSError(EIO), after the reason was
         told on standard error."""
         if self._mount is None:
-            directory = tempfile.mkdtemp(prefix="dm")
+            from tempfile import mkdtemp
+
+            directory = mkdtemp(prefix="dm")
             try:
                 from dmserver.io.fusefs import FuseMount
 

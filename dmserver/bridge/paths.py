@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import os
 from collections import deque
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from .caller import Caller
 from .namespace import Namespace
@@ -23,8 +23,7 @@ SYSTEM = (b"/usr/", b"/lib/", b"/lib64/", b"/etc/", b"/bin/", b"/sbin/", b"/proc
 DELETED = b" (deleted)"
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(NamedTuple):
     """Where a lookup ended. `path` in the client's view; `node` None for the kernel's own files, which we reach at
     `real`. `ours`: the kernel, asked with the caller's words, would find something else."""
 

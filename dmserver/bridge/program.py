@@ -6,7 +6,6 @@ import ctypes
 import errno
 import os
 import select
-import shutil
 import signal
 import socket
 import sys
@@ -40,9 +39,7 @@ class Program:
 
     def __init__(self, argv: Sequence[str]) -> None:
         """Start `argv`. OSError when it is not found, or when the kernel refuses the filter."""
-        path = shutil.which(argv[0])
-        if path is None:
-            raise FileNotFoundError(errno.ENOENT, "command not found", argv[0])
+        path = _which(argv[0])
         self.status: int | None = None
         libc = ctypes.CDLL(None, use_errno=True)
         libc.prctl(PR_SET_CHILD_SUBREAPER, ctypes.c_ulong(1), ctypes.c_ulong(0), ctypes.c_ulong(0), ctypes.c_ulong(0))
@@ -101,6 +98,15 @@ class Program:
                 return
             if pid == self.pid:
                 self.status = status
+
+
+def _which(name: str) -> str:
+    """The program that a shell would start. FileNotFoundError when there is none."""
+    for directory in ("",) if "/" in name else os.get_exec_path():
+        path = os.path.join(directory, name)
+        if os.access(path, os.X_OK) and not os.path.isdir(path):
+            return path
+    raise FileNotFoundError(errno.ENOENT, "command not found", name)
 
 
 def _signalfd(libc: ctypes.CDLL, signals: set[signal.Signals]) -> int:

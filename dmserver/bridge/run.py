@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import os
-import signal
 import sys
-import tempfile
 from collections.abc import Callable
 
 from dmserver.host import Host
@@ -14,7 +11,6 @@ from dmserver.loop import Loop
 
 from .bridge import Bridge
 from .control import Door
-from .join import join, knock
 from .program import Program
 
 __all__ = ["add_arguments", "main", "run_private"]
@@ -51,6 +47,8 @@ def main(args: argparse.Namespace) -> int:
     if args.pdev or args.keep:
         print("dmserver run: --pdev and --keep are the server's own business; not with --socket", file=sys.stderr)
         return NOT_STARTED
+    from .join import join, knock
+
     try:
         argv = _argv(args)
         with knock(args.socket) as door:
@@ -84,7 +82,9 @@ def run_private(tool: str, args: argparse.Namespace, door: Callable[[Host], Door
         loop.run()
         program.close()
         if keep:
-            _serve(loop, host)
+            from .keep import serve
+
+            serve(loop, host)
     finally:
         bridge.close()
         host.close()
@@ -102,20 +102,3 @@ def _argv(args: argparse.Namespace) -> list[str]:
 def _refused(tool: str, error: Exception) -> int:
     print(f"dmserver {tool}: {error}", file=sys.stderr)
     return NOT_FOUND if isinstance(error, FileNotFoundError) else NOT_STARTED
-
-
-def _serve(loop: Loop, host: Host) -> None:
-    """Serve the host at a socket of its own until SIGINT or SIGTERM."""
-    from dmserver.serve import LIMIT, listen
-    from dmserver.server import Policy, Server
-
-    with tempfile.TemporaryDirectory(prefix="dm") as directory:
-        path = os.path.join(directory, "s")
-        with listen(path, everyone=False) as listener:
-            policy = Policy(admins={0, os.geteuid()})
-            server = Server(host, loop, listener, policy, limit=LIMIT, binary_limit=LIMIT)
-            for number in (signal.SIGINT, signal.SIGTERM):
-                loop.on_signal(number, loop.stop)
-            print(f"dmserver run: the device-mapper stays at {path}", file=sys.stderr, flush=True)
-            loop.run()
-            server.close()

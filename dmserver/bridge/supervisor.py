@@ -17,9 +17,7 @@ from __future__ import annotations
 import errno
 import os
 import select
-import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import Enum, auto
 
 from dmserver.control.session import Cancel
@@ -87,11 +85,13 @@ class Call:
 Handler = Callable[[Call], int | Outcome]
 
 
-@dataclass(slots=True)
 class _Parked:
-    call: Call
-    cancel: Cancel
-    interrupted: bool = False
+    __slots__ = ("call", "cancel", "interrupted")
+
+    def __init__(self, call: Call, cancel: Cancel) -> None:
+        self.call = call
+        self.cancel = cancel
+        self.interrupted = False
 
 
 class Supervisor:
@@ -158,7 +158,9 @@ class Supervisor:
         except OSError as error:
             outcome = -(error.errno or errno.EIO)
         except Exception:  # a caller must not hang on a mistake of ours
-            traceback.print_exc()
+            from traceback import print_exc
+
+            print_exc()
             outcome = -errno.EIO
         if outcome is ANSWERED:
             return

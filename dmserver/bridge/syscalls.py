@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from functools import cache
 from struct import Struct
 from typing import NamedTuple
 
@@ -108,6 +109,7 @@ MACHINES = {
 }
 
 
+@cache
 def machine() -> Machine:
     """This machine. OSError when the bridge does not know it."""
     name = os.uname().machine

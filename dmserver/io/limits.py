@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import lcm
 
 from dmproto.wire import SECTOR_SIZE
@@ -10,7 +9,6 @@ from dmproto.wire import SECTOR_SIZE
 __all__ = ["QueueLimits"]
 
 
-@dataclass(slots=True)
 class QueueLimits:
     """Sizes in bytes. `discard`, `write_zeroes`: the device takes such bios; a table decides that for all of its
     targets together (`DmTable.limits`)."""

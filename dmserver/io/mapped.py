@@ -19,7 +19,6 @@ that every target on it sees the error.
 from __future__ import annotations
 
 import errno
-import logging
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -42,7 +41,6 @@ __all__ = ["MAX_DEPTH", "MappedIo"]
 MAX_DEPTH = 64
 
 _WRITES = frozenset((Op.WRITE, Op.DISCARD, Op.WRITE_ZEROES))
-_log = logging.getLogger(__name__)
 
 
 class MappedIo:
@@ -290,8 +288,12 @@ class _Split:
             self._part_done(result)
 
     def _raised(self, target: Target, method: str, part: Bio) -> None:
+        import logging
+
         device = self.io.device
-        _log.exception("%s: %s of target %s raised for %r", device.name, method, target.name, part)
+        logging.getLogger(__name__).exception(
+            "%s: %s of target %s raised for %r", device.name, method, target.name, part
+        )
         target.log(f"{method} raised an exception")
 
     def _part_done(self, error: int) -> None:

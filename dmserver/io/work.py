@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import heapq
 import itertools
-import logging
 import threading
 import time
 from collections.abc import Callable
 from typing import Protocol
 
 __all__ = ["ThreadWork", "Work"]
-
-_log = logging.getLogger(__name__)
 
 
 class Work(Protocol):
@@ -74,4 +71,6 @@ class ThreadWork:
             try:
                 work()
             except Exception:
-                _log.exception("%r raised; the work after it goes on", work)
+                import logging
+
+                logging.getLogger(__name__).exception("%r raised; the work after it goes on", work)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 __all__ = ["Events", "Uevent"]
 
@@ -13,13 +13,12 @@ __all__ = ["Events", "Uevent"]
 LOG_LINES = 1000
 
 
-@dataclass(frozen=True, slots=True)
-class Uevent:
+class Uevent(NamedTuple):
     """A kernel uevent: `action`@`devpath` and KEY=value lines, in the kernel's order."""
 
     action: str
     devpath: str
-    env: dict[str, str] = field(default_factory=dict)
+    env: dict[str, str]
 
     def lines(self) -> list[str]:
         return [f"{self.action}@{self.devpath}", *(f"{key}={value}" for key, value in self.env.items())]
