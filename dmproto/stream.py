@@ -279,11 +279,16 @@ class RequestStream(_Stream):
     _head = _REQUEST_HEAD
     _binary = BinaryRequest
 
+    @property
+    def idle(self) -> bool:
+        """Nothing unfinished is there: what is received next begins a message."""
+        return not self._buffer and self._form is None and not self._failed
+
     def lone_request(self, data: bytes) -> tuple[int, bytes] | None:
         """Ioctl number and buffer if `data`, just received, is one whole `BinaryRequest` and comes after nothing
         unfinished: most requests do. None if not, and then it is for `receive_data`. The short way for servers."""
         size = len(data) - _HEAD_SIZE
-        if size < 0 or self._buffer or self._form is not None or self._failed:
+        if size < 0 or not self.idle:
             return None
         magic, number, told = _REQUEST_HEAD.unpack_from(data)
         if told != size or magic != _MAGIC or size >= self._binary_limit:

@@ -18,16 +18,16 @@ from dmproto.commands import BY_VERB, COMMANDS, CommandFlag
 
 from .control.linux import LinuxControl
 from .control.session import Cancel, Session
-from .io.blockdev import BlockDevice
 from .io.disks import LOOP_MAJOR, VND_MAJOR, Disks
 from .io.work import ThreadWork
-from .model.dm_dev import DmDev
 from .model.mapper import Mapper
 from .model.minors import EverGrowing, LowestFree
 from .targets.registry import TargetRegistry
 
 if TYPE_CHECKING:
     from .control.netbsd import NetbsdControl
+    from .io.blockdev import BlockDevice
+    from .model.dm_dev import DmDev
 
 __all__ = ["LINUX_MAJOR", "NETBSD_MAJOR", "Host", "Personality"]
 
@@ -115,6 +115,11 @@ class Host:
 
             return ioctl_to_netbsd(self.netbsd, session, number, buffer, done)
         return self.linux.ioctl(session, number, buffer, done)
+
+    def quick(self, session: Session, number: int, buffer: bytes) -> bytes | None:
+        """What is written back, if that is sure to depend on the request and on `Mapper.generation` alone; None: it is
+        for `ioctl` to tell."""
+        return None if self.personality == "netbsd" else self.linux.quick(session, number, buffer)
 
     def dictionary(self, session: Session, request: object, done: Callable[[dict[str, Any]], None]) -> Cancel | None:
         """A dictionary request, which becomes the reply. That holds `errno` and `error` when the command failed."""

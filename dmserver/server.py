@@ -2,7 +2,7 @@
 
 Theory of operation. Each wake-up of a connection reads once, handles the whole messages that are there, and writes
 their replies at once. A whole ioctl that came alone, as most do, takes the short way from the read to its handler and
-from there to the write (`_lone_ioctl`); everything else goes through the stream. Rules:
+from there to the write (`_lone_ioctl`, `answers`); everything else goes through the stream. Rules:
 
 1. A connection is busy with one message at a time, so replies come in order; one that waits (`parked`) holds up its
    own connection only. So does one with many messages, which are handled some at a turn, and one with long texts, which
@@ -39,6 +39,7 @@ from dmproto.stream import (
 )
 
 from .acceptor import Acceptor
+from .answers import Answers
 from .control.session import Cancel, Session
 from .host import Host
 from .loop import Loop
@@ -93,6 +94,7 @@ class Server:
         self.binary_limit = binary_limit
         self.before_replies = before_replies
         self.texts = TextThread(loop.call_soon_threadsafe)
+        self.answers = Answers(host.mapper, host.quick)
         self.verbose = _log.isEnabledFor(logging.DEBUG)
         self._policy = policy
         self._connections: dict[int, _Connection] = {}
@@ -127,9 +129,11 @@ class Server:
 
 class _Connection:
     """One peer. `out` holds replies to be sent, `waiting` what of them the peer has not taken yet, `queued` counts the
-    bytes of both; `events` is what is waited for, `number` that of the last ioctl."""
+    bytes of both; `events` is what is waited for, `number` that of the last ioctl; `answers` are known to those who may
+    do everything."""
 
     __slots__ = (
+        "answers",
         "closing",
         "events",
         "fd",
@@ -148,6 +152,7 @@ class _Connection:
         self.server = server
         self.fd = fd
         self.session = session
+        self.answers = server.answers if session.privileged and not server.verbose else None
         self.limit = server.limit if session.privileged else min(server.limit, READER_LIMIT)
         self.stream = RequestStream(plist_limit=self.limit, binary_limit=min(server.binary_limit, self.limit))
         self.out: list[bytes | memoryview] = []
@@ -170,9 +175,7 @@ class _Connection:
             except OSError:
                 self._close()
                 return
-            lone = None if self.queued else self.stream.lone_request(data)
-            if lone is not None:
-                self._lone_ioctl(*lone)
+            if not self.queued and self._lone_ioctl(data):
                 return
             self.stream.receive_data(data)
         elif events & _GONE:
@@ -180,16 +183,26 @@ class _Connection:
             return
         self._go_on()
 
-    def _lone_ioctl(self, number: int, buffer: bytes) -> None:
-        """Answer one ioctl when nothing else is under way."""
-        self.number = number
-        try:
-            self.parked = self.server.host.ioctl(self.session, number, buffer, self._written)
-        except Exception:
-            self._unforeseen()
-            return
-        if self._send() and (self.waiting is not None or self.parked is not None):
+    def _lone_ioctl(self, data: bytes) -> bool:
+        """Answer `data` if it is one ioctl and nothing else is under way."""
+        answers, stream = self.answers, self.stream
+        reply = answers.get(data) if answers is not None and stream.idle else None
+        if reply is None:
+            lone = stream.lone_request(data)
+            if lone is None:
+                return False
+            try:
+                if answers is not None:
+                    reply = answers.find(self.session, *lone, data)
+                if reply is None:
+                    self._ioctl(*lone)
+            except Exception:
+                self._unforeseen()
+                return True
+        sent = self._send() if reply is None else self._write(reply)
+        if sent and (self.waiting is not None or self.parked is not None):
             self._wait()
+        return True
 
     def _go_on(self) -> None:
         """Handle what has arrived and send what has come of it, unless the connection is closed."""
@@ -223,10 +236,14 @@ class _Connection:
             out.insert(0, self.waiting)
         if not out:
             return True
-        if self.server.before_replies is not None:
-            self.server.before_replies()
         data = out[0] if len(out) == 1 else b"".join(out)
         out.clear()
+        return self._write(data)
+
+    def _write(self, data: bytes | memoryview) -> bool:
+        """Write all that is there to be sent; False when the peer is gone."""
+        if self.server.before_replies is not None:
+            self.server.before_replies()
         try:
             written = os.write(self.fd, data)
         except BlockingIOError:

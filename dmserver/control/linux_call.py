@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING
 from dmproto.flags import DmFlag
 from dmproto.wire import DATA_OFFSET, DM_NAME_LEN, DM_UUID_LEN, HEADER_SIZE, MAX_DATA_SIZE, huge_decode
 
-from ..model.dm_dev import DmDev
-from ..model.dm_table import DmTable
-from ..model.mapper import Mapper
 from .session import Session
 
 if TYPE_CHECKING:
+    from ..model.dm_dev import DmDev
+    from ..model.dm_table import DmTable
+    from ..model.mapper import Mapper
     from .linux import LinuxControl
 
 __all__ = ["CLEARED", "VERSION", "VERSION_BYTES", "Call", "Refusal", "quick_status"]
@@ -246,13 +246,15 @@ def _state(device: DmDev, flags: int) -> tuple[int, int]:
 
 
 def quick_status(mapper: Mapper, request: bytes) -> bytes | None:
-    """What DEV_STATUS writes back for a request of at least `DATA_OFFSET` bytes that tells an existing device by its
-    name alone; None: it may be anything else."""
+    """What DEV_STATUS writes back for a request that tells an existing device by its name alone; None: it may be
+    anything else."""
+    if len(request) < DATA_OFFSET:
+        return None
     size, start, flags, padding, dev, name, uuid = _NAMED.unpack_from(request)
     device = mapper.names.get(name[: name.find(0)])
     if device is None or uuid or dev or flags & _SECURE or not DATA_OFFSET <= size <= MAX_DATA_SIZE:
         return None
-    if name[-1] or request[_LAST]:  # to be NULs
+    if name[-1] or request[_LAST] or device.catch_up is not None:  # to be NULs; to be asked first
         return None
     flags, targets = _state(device, flags & _UNSAID)
     if device.slots[1 - device.cur_active] is not None:

@@ -14,10 +14,10 @@ from ..io.blockdev import BlockDevice
 from ..io.mapped import MappedIo
 from .dm_table import DmTable
 from .dm_target import TargetError
-from .stats import Stats
 
 if TYPE_CHECKING:
     from .mapper import Mapper
+    from .stats import Stats
 
 __all__ = ["DmDev"]
 
@@ -32,8 +32,8 @@ class DmDev(BlockDevice):
     """
 
     def __init__(self, mapper: Mapper, minor: int, name: str, uuid: str) -> None:
-        super().__init__(f"/dev/dm-{minor}", (mapper.major, minor))
         self.mapper = mapper
+        super().__init__(f"/dev/dm-{minor}", (mapper.major, minor))
         self.minor = minor
         self.devt = huge_encode(self.dev)
         self.name = name
@@ -55,9 +55,16 @@ class DmDev(BlockDevice):
         self._waiters: dict[int, Callable[[], None]] = {}
         self._waiter_ids = itertools.count()
 
+    def __setattr__(self, name: str, value: object) -> None:
+        """Whatever it is, from now on another answer may be right."""
+        super().__setattr__(name, value)
+        self.mapper.generation = object()
+
     def count_io(self) -> Stats:
         """The statistics of this device; from now on bios go through them."""
         if self.stats is None:
+            from .stats import Stats
+
             self.stats = Stats(self.mapper.work.now)
         return self.stats
 
@@ -71,7 +78,9 @@ class DmDev(BlockDevice):
 
     @inactive.setter
     def inactive(self, table: DmTable | None) -> None:
-        self.slots[1 - self.cur_active] = table
+        slots = self.slots.copy()
+        slots[1 - self.cur_active] = table
+        self.slots = slots
 
     @property
     def size(self) -> int:

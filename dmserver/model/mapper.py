@@ -8,16 +8,19 @@ import threading
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable
 from operator import attrgetter
+from typing import TYPE_CHECKING
 
 from dmproto.wire import Dev, to_bytes
 
 from ..io.blockdev import BlockDevice
 from ..io.disks import Disks
 from ..io.work import ThreadWork, Work
-from .dm_dev import DmDev
 from .dm_pdev import PdevList
 from .events import Events
 from .minors import LowestFree, Minors
+
+if TYPE_CHECKING:
+    from .dm_dev import DmDev
 
 __all__ = ["Mapper"]
 
@@ -47,6 +50,8 @@ class Mapper:
         self.events = Events()
         #: Guards the event numbers and waiters of all devices.
         self.event_lock = threading.Lock()
+        #: Another object whenever anything about a device has changed: its state, its tables, its names.
+        self.generation = object()
         self.devices: dict[int, DmDev] = {}
         #: What the targets of a type share (a kernel module's globals), by the class that holds it.
         self.shared: dict[type, object] = {}
@@ -93,6 +98,8 @@ class Mapper:
 
     def create(self, name: str, uuid: str = "", minor: int | None = None) -> DmDev:
         """A new device without tables. `minor` is one that the caller has reserved."""
+        from .dm_dev import DmDev  # and what moves its bios: not before there is a device
+
         dev = DmDev(self, self.minors.take() if minor is None else minor, name, uuid)
         self.devices[dev.minor] = dev
         self._link(dev)

@@ -12,7 +12,6 @@ from support.linux_client import LinuxClient
 from dmproto.commands import BY_NAME
 from dmproto.records import TargetSpec
 from dmproto.wire import DATA_OFFSET, MAX_DATA_SIZE
-from dmserver.control import linux
 from dmserver.control.linux_call import quick_status
 
 DEV_STATUS = BY_NAME["DEV_STATUS"].ioctl
@@ -59,6 +58,7 @@ def requests(draw: st.DrawFn) -> bytes:
 
 @given(request=requests())
 @example(request=bytes(DATA_OFFSET))
+@example(request=bytes(DATA_OFFSET - 1))
 def test_quick_status_writes_what_the_long_way_writes(client: LinuxClient, request: bytes) -> None:
     def answers() -> list[tuple[int, bytes]]:
         got: list[tuple[int, bytes]] = []
@@ -67,7 +67,7 @@ def test_quick_status_writes_what_the_long_way_writes(client: LinuxClient, reque
 
     short = answers()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(linux, "quick_status", lambda mapper, request: None)
+        patch.setattr(client.control, "quick", lambda session, number, buffer: None)
         assert short == answers()
 
 
