@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -22,17 +23,32 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a subcommand; only its own module is imported, unless a completion script has to know all of them."""
     words = sys.argv[1:] if argv is None else list(argv)
-    parser = argparse.ArgumentParser(prog="dmserver", description="A device-mapper that runs anywhere.")
+    parser = argparse.ArgumentParser(
+        prog="dmserver", description="A device-mapper that runs anywhere.", formatter_class=_formatter
+    )
     add_completion(parser)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", prog=parser.prog)
     chosen = next((word for word in words if not word.startswith("-")), "")
     for name, (module, text) in COMMANDS.items():
-        command = commands.add_parser(name, help=text, description=text)
+        command = commands.add_parser(name, help=text, description=text, formatter_class=_formatter)
         if name == chosen or words[:1] == ["--print-completion"]:
             import_module(module).add_arguments(command)
     args = parser.parse_args(words)
     status: int = import_module(COMMANDS[args.command][0]).main(args)
     return status
+
+
+def _formatter(prog: str) -> argparse.HelpFormatter:
+    """argparse makes one for every argument, help or not. Left alone it asks shutil for the terminal's width, and that
+    takes longer to import than argparse itself."""
+    return argparse.HelpFormatter(prog, width=_columns() - 2)
+
+
+def _columns() -> int:
+    try:
+        return int(os.environ.get("COLUMNS") or os.get_terminal_size().columns) or 80
+    except (ValueError, OSError):
+        return 80
 
 
 if __name__ == "__main__":

@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from functools import cached_property
 from struct import unpack_from
+from typing import TYPE_CHECKING
 
 from dmproto.wire import huge_decode
 from dmserver.host import Host
@@ -13,21 +15,23 @@ from dmserver.loop import Loop
 from dmserver.model.keyring import Keyring
 
 from . import scratch
-from .blockioctl import BlockIoctls
 from .caller import Caller
-from .changes import Changes
 from .control import ControlNodes, Door
 from .devices import Devices
 from .files import Files
-from .loopdev import LOOP_CONTROL_DEV, Loops
-from .namespace import CONTROL, Namespace
+from .namespace import CONTROL, LOOP_CONTROL_DEV, Namespace
 from .nodes import ABSENT, Dir, File, Node, Special, attributes
 from .opens import Opens
 from .paths import Paths, Place
-from .rules import DM_TYPE, LOOP_TYPE, SYSCALL_RULES, SyscallRule
+from .rules import DM_TYPE, LOOP_TYPE, rules_by_number
 from .seccomp import Listener
 from .supervisor import CONTINUE, Call, Handler, Outcome, Supervisor
-from .syscalls import AT_FDCWD, machine
+from .syscalls import AT_FDCWD
+
+if TYPE_CHECKING:
+    from .blockioctl import BlockIoctls
+    from .changes import Changes
+    from .loopdev import Loops
 
 __all__ = ["Bridge"]
 
@@ -36,6 +40,20 @@ DEV_RENAME, DEV_SUSPEND = 5, 6
 KEY_MAX = 32767  # bytes that add_key(2) takes
 #: libdevmapper's udev flags, the upper half of an event number (libdevmapper.h).
 DM_UDEV_DISABLE_LIBRARY_FALLBACK, DM_UDEV_PRIMARY_SOURCE_FLAG = 0x20, 0x40
+
+
+class _Handlers(dict[int, tuple[str, Handler]]):
+    """Names and handlers of system calls by number, each found in its room when it is first called."""
+
+    def __init__(self, bridge: Bridge) -> None:
+        self._bridge = bridge
+        self._rules = rules_by_number()
+
+    def __missing__(self, number: int) -> tuple[str, Handler]:
+        name, rule = self._rules[number]
+        room = self._bridge if rule.room == "bridge" else getattr(self._bridge, rule.room)
+        self[number] = found = name, getattr(room, rule.method or name)
+        return found
 
 
 class Bridge:
@@ -51,18 +69,10 @@ class Bridge:
         self._root = scratch.make()
         self.paths = Paths(self.space, self._root + b"/shadow")
         self.files: Files = Files(self)
-        self.changes: Changes = Changes(self)
         host.mapper.call_soon = loop.call_soon_threadsafe
         self.control = ControlNodes(loop, door or host, host.mapper.events, self._observe, self._locate)
-        self.block_ioctls = BlockIoctls(loop)
-        self.loops = Loops(host.mapper, lambda: os.fsdecode(self._shadow_file(b"/dev/loop", b"")))
         self._supervisors: set[Supervisor] = set()
-        self._handlers: dict[int, tuple[str, Handler]] = {
-            number: (name, self._handler(rule, name))
-            for rule in SYSCALL_RULES
-            for name in rule.names
-            if (number := machine().number(name)) is not None
-        }
+        self._handlers = _Handlers(self)
         host.mapper.on_remove.append(lambda device: self._renamed(device.minor, device.name, library=False))
 
     def close(self) -> None:
@@ -77,10 +87,25 @@ class Bridge:
         supervisor = Supervisor(self.loop, self._handlers, Listener(listener), self._supervisors.discard)
         self._supervisors.add(supervisor)
 
-    def _handler(self, rule: SyscallRule, name: str) -> Handler:
-        room = self if rule.room == "bridge" else getattr(self, rule.room)
-        handler: Handler = getattr(room, rule.method or name)
-        return handler
+    # -- rooms that many programs never enter -----------------------------------------------------------
+
+    @cached_property
+    def changes(self) -> Changes:
+        from .changes import Changes
+
+        return Changes(self)
+
+    @cached_property
+    def block_ioctls(self) -> BlockIoctls:
+        from .blockioctl import BlockIoctls
+
+        return BlockIoctls(self.loop)
+
+    @cached_property
+    def loops(self) -> Loops:
+        from .loopdev import Loops
+
+        return Loops(self.host.mapper, lambda: os.fsdecode(self._shadow_file(b"/dev/loop", b"")))
 
     # -- handlers that belong to no room ----------------------------------------------------------------
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 from dmproto.wire import Dev
 from dmserver.io.blockdev import BlockDevice
 from dmserver.io.disk import Disk
-from dmserver.model.dm_dev import DmDev
 from dmserver.model.mapper import Mapper
 from dmserver.targets.registry import TargetRegistry
 
-__all__ = ["Devices"]
+if TYPE_CHECKING:
+    from dmserver.model.dm_dev import DmDev
+
+__all__ = ["Devices", "kernel_name"]
 
 
 class Devices:
@@ -48,7 +51,7 @@ class Devices:
 
     def by_dev(self, dev: Dev) -> BlockDevice | None:
         found = self.mapper.by_dev(dev)
-        return None if isinstance(found, DmDev) and not found.has_disk else found
+        return found if found is not None and found.has_disk else None
 
     def holders_of(self, device: BlockDevice) -> Iterator[BlockDevice]:
         """The mapped devices whose tables hold `device`."""
@@ -58,8 +61,9 @@ class Devices:
 
     def slaves_of(self, device: BlockDevice) -> Iterator[BlockDevice]:
         """The devices with a node that the tables of a mapped device hold, each once."""
-        if isinstance(device, DmDev):
-            held = {pdev.bdev.dev: pdev.bdev for table in device.slots if table for pdev in table.pdevs}
+        mapped = self.mapper.devices.get(device.dev[1])
+        if mapped is device:
+            held = {pdev.bdev.dev: pdev.bdev for table in mapped.slots if table for pdev in table.pdevs}
             yield from (bdev for bdev in held.values() if not (isinstance(bdev, Disk) and _is_file(bdev)))
 
     def named(self) -> Iterator[DmDev]:
@@ -67,6 +71,11 @@ class Devices:
         for device in self.mapped():
             if device.name and device.live and device.minor not in self.library_made:
                 yield device
+
+
+def kernel_name(device: BlockDevice) -> str:
+    """The name under /sys/block."""
+    return device.path.removeprefix("/dev/").replace("/", "!").lstrip("!")
 
 
 def _is_file(disk: Disk) -> bool:

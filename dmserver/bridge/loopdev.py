@@ -30,9 +30,8 @@ from dmserver.model.mapper import Mapper
 from .supervisor import Call
 from .syscalls import machine
 
-__all__ = ["CONTROL_IOCTLS", "LOOP_CONTROL_DEV", "LOOP_IOCTLS", "Loops"]
+__all__ = ["CONTROL_IOCTLS", "LOOP_IOCTLS", "Loops"]
 
-LOOP_CONTROL_DEV = (10, 237)
 LO_FLAGS_READ_ONLY, LO_FLAGS_AUTOCLEAR = 1, 4
 _INFO = Struct("=5Q4I64s64s32s16x")
 # struct loop_info: lo_number, lo_device, lo_inode, lo_rdevice, lo_offset, encryption (2), lo_flags, lo_name ...

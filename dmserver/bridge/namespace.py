@@ -10,21 +10,17 @@ import os
 import stat
 from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from dmproto.wire import Dev
 from dmserver.io.blockdev import BlockDevice
 
-from .loopdev import LOOP_CONTROL_DEV
+from .devices import Devices, kernel_name
 from .nodes import ABSENT, Absent, Dir, File, Link, Node, Owner, Private, Special
-from .sysfs import bdi_directory, block_directory, kernel_name
 
-if TYPE_CHECKING:
-    from .devices import Devices
+__all__ = ["CONTROL", "CONTROL_DEV", "LOOP_CONTROL_DEV", "PATHS", "Namespace", "PathRule"]
 
-__all__ = ["CONTROL", "CONTROL_DEV", "PATHS", "Namespace", "PathRule"]
-
-CONTROL_DEV = (10, 236)
+CONTROL_DEV, LOOP_CONTROL_DEV = (10, 236), (10, 237)
 DISK_GROUP = 6
 
 #: Directories under /dev that stay the kernel's.
@@ -273,12 +269,16 @@ def _name(target: str) -> Callable[[Namespace, bytes], Node | None]:
 def _block_dir(space: Namespace, name: bytes) -> Node | None:
     device = _device_of_name(space, name)
     if device is not None:
+        from .sysfs import block_directory
+
         return block_directory(device, space.devices)
     return ABSENT if _is_hidden(space, name) else None
 
 
 def _block_dirs(space: Namespace, name: bytes) -> Dir:
     def entries() -> Mapping[bytes, Node]:
+        from .sysfs import block_directory
+
         found = _hidden_names(space)
         for device in space.devices:
             found[kernel_name(device).encode()] = block_directory(device, space.devices)
@@ -289,7 +289,11 @@ def _block_dirs(space: Namespace, name: bytes) -> Dir:
 
 def _bdi_dir(space: Namespace, name: bytes) -> Node | None:
     device = _device_of_number(space, name)
-    return bdi_directory(device) if device else None
+    if device is None:
+        return None
+    from .sysfs import bdi_directory
+
+    return bdi_directory(device)
 
 
 def _module(space: Namespace, name: bytes) -> Dir | None:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from .seccomp import build_filter
 from .syscalls import machine
 
-__all__ = ["DM_TYPE", "IOCTL_TYPES", "LOOP_TYPE", "SYSCALL_RULES", "SyscallRule", "filter_program"]
+__all__ = ["DM_TYPE", "IOCTL_TYPES", "LOOP_TYPE", "SYSCALL_RULES", "SyscallRule", "filter_program", "rules_by_number"]
 
 DM_TYPE = 0xFD
 LOOP_TYPE = 0x4C
@@ -57,6 +57,17 @@ SYSCALL_RULES: tuple[SyscallRule, ...] = (
     SyscallRule(6, "setpriority", "0, whether the caller may or not", "bridge", "nothing"),
     SyscallRule(6, "mlock", "0: nothing is locked", "bridge", "nothing"),
 )
+
+
+def rules_by_number() -> dict[int, tuple[str, SyscallRule]]:
+    """Each system call's name and row, by its number on this machine."""
+    cpu = machine()
+    return {
+        number: (name, rule)
+        for rule in SYSCALL_RULES
+        for name in rule.names
+        if (number := cpu.number(name)) is not None
+    }
 
 
 def filter_program() -> bytes:

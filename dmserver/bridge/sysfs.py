@@ -11,26 +11,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
 
 from dmserver.io.blockdev import BlockDevice
 from dmserver.io.disks import LOOP_MAJOR
 from dmserver.model.dm_dev import DmDev
 
+from .devices import Devices, kernel_name
 from .nodes import Dir, File, Link, Node
 
-if TYPE_CHECKING:
-    from .devices import Devices
-
-__all__ = ["block_directory", "kernel_name", "read_ahead_sectors"]
+__all__ = ["block_directory", "read_ahead_sectors"]
 
 READ_AHEAD_SECTORS = 256
 UNLIMITED = 4294966784  # the largest multiple of 512 in 32 bits
-
-
-def kernel_name(device: BlockDevice) -> str:
-    """The name under /sys/block."""
-    return device.path.removeprefix("/dev/").replace("/", "!").lstrip("!")
 
 
 def read_ahead_sectors(device: BlockDevice) -> int:

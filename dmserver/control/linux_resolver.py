@@ -9,7 +9,6 @@ from collections.abc import Callable, Hashable
 from dmproto.wire import Dev, huge_decode
 
 from ..io.blockdev import BlockDevice
-from ..model.dm_dev import DmDev
 from ..model.mapper import Mapper
 
 __all__ = ["LinuxResolver"]
@@ -46,19 +45,15 @@ class LinuxResolver:
             if dev := _early_number(name):
                 return self._by_dev(dev, name)
         else:
-            if _has_disk(bdev):
+            if bdev.has_disk:
                 return bdev
         raise OSError(errno.ENODEV, "no such device", name)
 
     def _by_dev(self, dev: Dev, name: str) -> BlockDevice:
         bdev = self.mapper.by_dev(dev)
-        if bdev is None or not _has_disk(bdev):
+        if bdev is None or not bdev.has_disk:
             raise OSError(errno.ENXIO, "no such device", name)
         return bdev
-
-
-def _has_disk(bdev: BlockDevice) -> bool:
-    return not isinstance(bdev, DmDev) or bdev.has_disk
 
 
 def _number(match: re.Match[str]) -> Dev | None:

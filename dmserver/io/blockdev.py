@@ -30,6 +30,8 @@ class BlockDevice(ABC):
     dev: Dev
     path: str
     read_only: bool = False
+    #: It can be opened and stand in tables; a mapped device can from its first table on.
+    has_disk: bool = True
     #: Takes requests, not only bios (`queue_is_mq`): what request-based targets ask of the devices under them.
     request_based: bool = False
     #: What the device can do and prefers; targets stack theirs on top.

@@ -23,8 +23,6 @@ __all__ = ["LOOP_MAJOR", "RAM_MAJOR", "VND_MAJOR", "Disks"]
 
 RAM_MAJOR, LOOP_MAJOR, VND_MAJOR = 1, 7, 14
 
-_DEV = re.compile(r"(\d{1,4}):(\d{1,7})\Z", re.ASCII)
-
 
 class Disks(BlockDevices):
     """Disks by path and by number."""
@@ -44,7 +42,7 @@ class Disks(BlockDevices):
         for option in options:
             if option == "ro":
                 read_only = True
-            elif option.startswith("dev=") and (match := _DEV.match(option[4:])):
+            elif option.startswith("dev=") and (match := re.fullmatch("([0-9]{1,4}):([0-9]{1,7})", option[4:])):
                 dev = int(match[1]), int(match[2])
             else:
                 raise ValueError(f"pdev {text!r}: option {option!r}: expected dev=MAJ:MIN or ro")

@@ -8,8 +8,10 @@ from the start, like modules that somebody loaded by hand.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
 
-from ..model.dm_target import Target
+if TYPE_CHECKING:
+    from ..model.dm_target import Target
 
 __all__ = ["GROUP", "TargetRegistry"]
 

@@ -15,6 +15,15 @@ from dmserver.testing import PrivateServer
 
 TOOL = [sys.executable, "-m", "dmserver", "run"]
 
+#: What takes long to import, and rooms that only programs with devices need.
+DEAR = {
+    *("construct", "dataclasses", "inspect", "json", "logging", "random", "shutil", "tempfile", "traceback"),
+    *("dmproto.linux", "dmproto.proplib", "dmproto.records"),
+    *("dmserver.bridge.blockioctl", "dmserver.bridge.changes", "dmserver.bridge.join", "dmserver.bridge.loopdev"),
+    *("dmserver.bridge.sysfs", "dmserver.control.linux_table", "dmserver.control.netbsd", "dmserver.io.mapped"),
+    *("dmserver.model.dm_dev", "dmserver.model.dm_target", "dmserver.serve", "dmserver.server"),
+}
+
 
 def run(*argv: str, **options: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*TOOL, *argv], capture_output=True, text=True, check=False, timeout=60, **options)
@@ -25,6 +34,15 @@ def test_a_table_names_a_file_of_the_working_directory(tmp_path: Path) -> None:
     script = "dmsetup create vol --table '0 2048 linear disk.img 0' && dmsetup table && ls /dev/mapper"
     done = run("--", "sh", "-c", script, cwd=tmp_path)
     assert (done.stdout, done.stderr) == ("vol: 0 2048 linear 7:0 0\ncontrol\nvol\n", "")
+
+
+def test_a_short_run_imports_little() -> None:
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", *TOOL[1:], "--", "dmsetup", "version"], capture_output=True, text=True
+    )
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "dmserver.bridge.bridge" in imported
+    assert not imported & DEAR
 
 
 def test_the_kernels_devices_of_the_same_numbers_are_hidden(tmp_path: Path) -> None:
