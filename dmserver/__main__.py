@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import sys
 from collections.abc import Sequence
@@ -22,7 +23,17 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a subcommand; only its own module is imported, unless a completion script has to know all of them."""
-    words = sys.argv[1:] if argv is None else list(argv)
+    gc.disable()  # what comes now, modules above all, stays to the end
+    try:
+        args = _parse(sys.argv[1:] if argv is None else list(argv))
+    finally:
+        gc.enable()
+    gc.freeze()
+    status: int = import_module(COMMANDS[args.command][0]).main(args)
+    return status
+
+
+def _parse(words: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="dmserver", description="A device-mapper that runs anywhere.", formatter_class=_formatter
     )
@@ -33,9 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         command = commands.add_parser(name, help=text, description=text, formatter_class=_formatter)
         if name == chosen or words[:1] == ["--print-completion"]:
             import_module(module).add_arguments(command)
-    args = parser.parse_args(words)
-    status: int = import_module(COMMANDS[args.command][0]).main(args)
-    return status
+    return parser.parse_args(words)
 
 
 def _formatter(prog: str) -> argparse.HelpFormatter:
