@@ -88,13 +88,17 @@ class _Records:
             else:  # an empty string tells something, so whether the key is there is captured too
                 pattern += b"(%b)?" % _pattern(key, tabs)
         pattern += b"\t\t</dict>\n"
-        self.find = re.compile(pattern).findall
+        self._one = re.compile(pattern).fullmatch
+        self._all = re.compile(pattern).findall
         self._span = re.compile(b"(?:%b)++" % re.sub(rb"\((?!\?)", b"(?:", pattern)).fullmatch
 
-    def fill(self, text: bytes, start: int, end: int) -> bool:
-        """Whether whole records, at least one, and nothing else stand there."""
+    def read(self, text: bytes, start: int, end: int) -> list[Any]:
+        """What the records capture that stand there; none when anything else does."""
+        if one := self._one(text, start, end):  # most tables have one target
+            return [one.groups(b"")]
         # CPython before 3.11.5 does not step back from a last repetition that fails (gh-106052): look at the end, too.
-        return text.endswith(b"\t\t</dict>\n", start, end) and self._span(text, start, end) is not None
+        whole = text.endswith(b"\t\t</dict>\n", start, end) and self._span(text, start, end)
+        return self._all(text, start, end) if whole else []
 
 
 _TARGETS = _Records(netbsd.TARGET, without=("status",))
@@ -156,6 +160,7 @@ _HEADER = struct.Struct("<10IQ128s129s")  # struct dm_ioctl, open_count unsigned
 _SPEC = _format(linux.dm_target_spec)
 _NAME = _format(linux.dm_name_list)
 _PAIR = struct.Struct("<II")
+_GAP = bytes(HEADER_SIZE - DATA_OFFSET)
 _NO_PAYLOAD, _SPECS, _NAMES = Payload.NONE, Payload.TARGET_SPECS, Payload.NAME_LIST
 _markup = re.compile(rb"[&<>\0]").search
 
@@ -175,7 +180,7 @@ def say(data: bytes, command: Command, *, reply: bool, strict: bool = False) -> 
         body, last = b"" if reply else _EMPTY, DATA_OFFSET
     else:
         said = None
-        if data[DATA_OFFSET:HEADER_SIZE] != bytes(7):
+        if data[DATA_OFFSET:HEADER_SIZE] != _GAP:
             return None
         if kind is _SPECS:
             said, count = _say_targets(data, size, count, reply), 0
@@ -215,9 +220,9 @@ def _say_rest(
     body: bytes, sizes: bytes, fields: tuple[Any, ...], count: int, command: Command, written: frozenset[str]
 ) -> bytes | None:
     """The whole text: the keys behind cmd_data stand in the order of their names."""
-    opens, flags, event_nr, _, dev, name, uuid = fields[6:]
+    *version, _, _, _, opens, flags, event_nr, _, dev, name, uuid = fields
     name, uuid = name.rstrip(b"\0"), uuid.rstrip(b"\0")
-    if len(name) > 127 or len(uuid) > 128 or _markup(name + uuid) or not any(fields[:3]):
+    if len(name) > 127 or len(uuid) > 128 or _markup(name + uuid) or not any(version):
         return None
     text = [_OPEN, body, _COMMANDS[verb(command, flags)], sizes]
     if event_nr:
@@ -233,12 +238,12 @@ def _say_rest(
         text.append(_LINES["target_count"] % count)
     if uuid or "uuid" in written:
         text.append(_LINES["uuid"] % _string(uuid))
-    text += (_version_text(fields[:3]), _CLOSE)
+    text += (_version_text(*version), _CLOSE)
     return b"".join(text)
 
 
 @lru_cache(64)
-def _version_text(version: tuple[int, ...]) -> bytes:
+def _version_text(*version: int) -> bytes:
     return _VERSION % (b"\t\t<integer>0x%x</integer>\n" * 3 % version)
 
 
@@ -377,7 +382,7 @@ def hear(text: bytes, *, reply: bool, strict: bool = False) -> bytes | None:
         return None  # zeros would be taken for records
     opens, event_nr = int(opened, 16) if opened else 0, int(event, 16) if event else 0
     header = _HEADER.pack(*version, size, HEADER_SIZE, count, opens, flags, event_nr, 0, dev, name, uuid)
-    return (header + bytes(7) + body if body else header).ljust(whole, b"\0")
+    return (header + _GAP + body if body else header).ljust(whole, b"\0")
 
 
 def _hear_sizes(told: re.Match[bytes] | None, last: int, canonical: int) -> tuple[int, int]:
@@ -399,11 +404,11 @@ def _dev(minor: int) -> int:
 def _hear_targets(text: bytes, place: int, end: int, reply: bool) -> tuple[bytes | None, int]:
     """A chain of dm_target_spec, and how many."""
     layout = _STATUSES if reply else _TARGETS
-    if not layout.fill(text, place, end):
+    found = layout.read(text, place, end)
+    if not found:
         return None, 0
     parts: list[bytes] = []
     pack, fixed, following = _SPEC.pack, _SPEC.size, 0
-    found = layout.find(text, place, end)
     try:
         for length, params, start, *status, kind in found:
             size = (fixed + len(params) + 8) & -8
@@ -417,17 +422,17 @@ def _hear_targets(text: bytes, place: int, end: int, reply: bool) -> tuple[bytes
             )
     except struct.error:
         return None, 0
-    if found:
-        parts[-1] = params + b"\0"
+    parts[-1] = params + b"\0"
     return b"".join(parts), len(found)
 
 
 def _hear_devices(text: bytes, place: int, end: int, *, events: bool) -> bytes | None:
     """A chain of dm_name_list, filled up to a multiple of 8 as the kernel counts it."""
-    if not _DEVICES.fill(text, place, end):
+    found = _DEVICES.read(text, place, end)
+    if not found:
         return None
     chain, last = bytearray(), 0
-    for minor, event_nr, name, told, uuid in _DEVICES.find(text, place, end):
+    for minor, event_nr, name, told, uuid in found:
         dev = _dev(int(minor, 16))
         if dev < 0:
             return None
