@@ -20,12 +20,14 @@ from dmserver.model.dm_dev import DmDev
 from dmserver.targets.crypt.crypt import Crypt
 from dmserver.targets.delay import Delay
 from dmserver.targets.integrity.integrity import Integrity
+from dmserver.targets.linear import Linear
 from dmserver.targets.mirror.mirror import Mirror
 from dmserver.targets.multipath.multipath import Multipath
 from dmserver.targets.snapshot.snapshot import Snapshot
 from dmserver.targets.snapshot.snapshot_merge import SnapshotMerge
 from dmserver.targets.snapshot.snapshot_origin import SnapshotOrigin
 from dmserver.targets.thin.thin import Thin
+from dmserver.targets.writecache.writecache import Writecache
 
 SIZE = 2048
 THREADS = 4
@@ -158,6 +160,18 @@ def test_thin_devices(bench: Bench, tmp_path: Path) -> None:
     assert not bench.disks[1].read_into(memoryview(image), 0)
     (tmp_path / "metadata").write_bytes(image)
     thin_tool("thin_check", str(tmp_path / "metadata"))
+
+
+@pytest.mark.parametrize("devices", ["253:0 1:1", "1:0 253:0"])
+@pytest.mark.parametrize("options", ["0", "4 autocommit_blocks 16 writeback_jobs 4", "2 max_age 16"])
+def test_writecache(bench: Bench, devices: str, options: str) -> None:
+    small = bench.load("small", (Linear, 520, devices.split()[1] + " 0"))
+    params = f"s {devices.split()[0]} 253:{small.minor} 512 {options}"
+    device = bench.load("w", (Writecache, SIZE, params))
+    _hammer(bench, device)
+    before = _all(device)
+    bench.remove(device)
+    assert _all(bench.load("w", (Writecache, SIZE, params))) == before
 
 
 @pytest.mark.parametrize(
