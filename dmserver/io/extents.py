@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import threading
 from bisect import bisect_right
+from collections import deque
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -83,38 +84,60 @@ class Route:
     def __init__(self, io: MappedIo) -> None:
         self.valid = True
         self._lock = threading.Lock()
-        self._inside = 0
+        #: An entry for each request inside; a deque, because its `append` and `pop` need no lock.
+        self._inside: deque[None] = deque()
+        self._held = False
         self._flats: dict[MappedIo, _Flat | None] = {}
         with topology:
             self._top = self._flatten(io)
             for member in self._flats:
                 member.routes.add(self)
+            self._block_mask = io.device.limits.logical_block_size - 1
+        top = self._top or _Flat()
+        self._ends = top.ends
+        #: The segments as plain tuples, which are unpacked faster, and what lies past the last.
+        self._segments = [(*segment,) for segment in (*top.segments, _Segment(0, 0))]
+        #: Whether any sector can go this way.
+        self.leads = any(disk or target for _, _, disk, target in self._segments)
 
     # -- requests ---------------------------------------------------------------------------------------
 
     def enter(self) -> bool:
         """Count a request as under way; False when the route is out of date."""
-        with self._lock:
-            if self.valid:
-                self._inside += 1
-            return self.valid
+        self._inside.append(None)  # before the look at `valid`: `retire` looks the other way round
+        if self.valid:
+            return True
+        self.leave()
+        return False
 
     def leave(self) -> None:
         """Undo one `enter`."""
-        with self._lock:
-            self._inside -= 1
-            if self._inside or self.valid:
-                return
-        for member in self._flats:
-            member.release()
+        self._inside.pop()
+        if not self.valid:
+            self._release()
 
-    @property
-    def leads(self) -> bool:
-        """Whether any sector can go this way."""
-        return self._top is not None and any(segment.disk or segment.target for segment in self._top.segments)
+    def place(self, offset: int, length: int) -> tuple[Disk, int] | None:
+        """The disk and the byte of it where bytes of the device lie, if they are whole blocks and in one piece of a
+        plain disk: what nearly all requests are. None: see `pieces`."""
+        if (offset | length) & self._block_mask or not length:
+            return None
+        piece = self.find(offset >> 9)
+        if piece is None:
+            return None
+        disk, sector, count = piece
+        if count << 9 < length or type(disk) is not Disk:
+            return None
+        return disk, sector << 9
 
     def find(self, sector: int) -> Piece | None:
         """Where a sector lies, and how many follow it there; None: the ordinary way."""
+        end, delta, disk, target = self._segments[bisect_right(self._ends, sector)]
+        if disk is not None:
+            return disk, sector + delta, end - sector
+        return None if target is None else self._ask(sector)
+
+    def _ask(self, sector: int) -> Piece | None:
+        """`find` where a formula has to be asked."""
         flat = self._top
         left = 1 << 63
         while flat is not None:
@@ -161,9 +184,19 @@ class Route:
             member.routes.discard(self)
         with self._lock:
             self.valid = False
-            if self._inside:
+            self._held = bool(self._inside)
+            if self._held:
                 for member in self._flats:
                     member.hold()
+
+    def _release(self) -> None:
+        """Undo the `hold` of `retire` once nobody is inside."""
+        with self._lock:
+            if self._inside or not self._held:
+                return
+            self._held = False
+        for member in self._flats:
+            member.release()
 
     def _flatten(self, io: MappedIo) -> _Flat | None:
         self._flats[io] = None  # what a device that is below itself finds

@@ -15,13 +15,13 @@ import threading
 from functools import partial
 from typing import TYPE_CHECKING
 
-from .blockdev import BlockDevice
 from .nbd_options import Garbage, Negotiation
 from .nbd_serve import Transmission
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from ..model.dm_dev import DmDev
     from ..model.mapper import Mapper
 
 __all__ = ["NbdServer"]
@@ -83,7 +83,7 @@ class NbdServer:
         """Names of the devices with a live table."""
         return sorted(dev.name for dev in tuple(self.mapper.devices.values()) if dev.name and dev.live)
 
-    def open(self, name: str) -> BlockDevice:
+    def open(self, name: str) -> DmDev:
         """Open the device of this name; OSError when there is none, or it has no live table."""
         dev = self.mapper.by_name(name)
         if dev is None:
@@ -146,7 +146,7 @@ class NbdServer:
                 negotiation.chosen.close()
             self._forget(threading.current_thread(), sock)
 
-    def _transmit(self, sock: socket.socket, bdev: BlockDevice, negotiation: Negotiation) -> None:
+    def _transmit(self, sock: socket.socket, bdev: DmDev, negotiation: Negotiation) -> None:
         transmission = Transmission(
             sock, bdev, structured=negotiation.structured, allocation=negotiation.allocation is not None
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import struct
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from dmproto.wire import to_text
 
@@ -29,6 +29,9 @@ from .nbd_proto import (
     Reply,
 )
 
+if TYPE_CHECKING:
+    from ..model.dm_dev import DmDev
+
 __all__ = ["Exports", "Garbage", "Negotiation", "receive"]
 
 
@@ -42,7 +45,7 @@ class Exports(Protocol):
     def names(self) -> list[str]:
         """Names of all exports."""
 
-    def open(self, name: str) -> BlockDevice:
+    def open(self, name: str) -> DmDev:
         """Open an export and count it as open; OSError with a sentence when there is none of that name."""
 
 
@@ -87,7 +90,7 @@ class Negotiation:
         self.structured = False
         self.allocation: str | None = None
         self._no_zeroes = False
-        self.chosen: BlockDevice | None = None
+        self.chosen: DmDev | None = None
         self._option = 0
         self._answers: dict[int, Callable[[bytes], bool]] = {
             Option.EXPORT_NAME: self._export_name,
@@ -100,7 +103,7 @@ class Negotiation:
             Option.SET_META_CONTEXT: self._set_meta_context,
         }
 
-    def run(self) -> BlockDevice | None:
+    def run(self) -> DmDev | None:
         """The opened device that the client chose; None when it chose none. EOFError or Garbage when it left or made
         no sense."""
         flags = HandshakeFlag.FIXED_NEWSTYLE | HandshakeFlag.NO_ZEROES

@@ -39,7 +39,8 @@ class Pending:
         self._thread = threading.get_ident()
         self._answered: list[Request] = []
         self._gone: Callable[[], None] | None = None
-        self._waiting = 0
+        #: 0: nothing is under way, and nobody but the connection's own thread sends.
+        self.waiting = 0
         self._interrupted = False
         self._room = threading.Condition()
         self._ended: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
@@ -49,11 +50,11 @@ class Pending:
 
     def begin(self, request: Request) -> None:
         """Count a request in, once there is room for it. EOFError when interrupted."""
-        if self._waiting and self._waiting + request.size > MAX_WAITING:
+        if self.waiting and self.waiting + request.size > MAX_WAITING:
             self._replies.flush()
-            self.wait_until(lambda: not self._waiting or self._waiting + request.size <= MAX_WAITING)
+            self.wait_until(lambda: not self.waiting or self.waiting + request.size <= MAX_WAITING)
         with self._room:
-            self._waiting += request.size + 1
+            self.waiting += request.size + 1
 
     def collect(self) -> None:
         """Answer what ended in this thread."""
@@ -75,8 +76,8 @@ class Pending:
         with self._room:
             self._thread = 0
             self._gone = idle
-            self._waiting -= sum(request.size + 1 for request in self._answered)
-            waiting = self._waiting
+            self.waiting -= sum(request.size + 1 for request in self._answered)
+            waiting = self.waiting
             if self._writer is not None:
                 self._ended.put(None)
         if not waiting:
@@ -118,9 +119,9 @@ class Pending:
 
     def _finish(self, request: Request) -> None:
         with self._room:
-            self._waiting -= request.size + 1
+            self.waiting -= request.size + 1
             self._room.notify_all()
-            idle = None if self._waiting else self._gone
+            idle = None if self.waiting else self._gone
         if idle is not None:
             idle()
 

@@ -29,6 +29,7 @@ REPLY_BUFFER = 512 << 10
 
 #: A structured reply's header and the offset of its data.
 DATA_HEADER = struct.Struct(">IHHQIQ")
+_OFFSET_DATA = int(Chunk.OFFSET_DATA)
 
 
 class Replies:
@@ -57,6 +58,18 @@ class Replies:
             return STRUCTURED_REPLY.pack(STRUCTURED_REPLY_MAGIC, 1, Chunk.ERROR, cookie, len(payload)) + payload
         return SIMPLE_REPLY.pack(SIMPLE_REPLY_MAGIC, error, cookie)
 
+    def begin(self, cookie: int, offset: int, length: int) -> int:
+        """Write the header of a READ's reply into the buffer, and tell where its data belong; they have to fit. The
+        reply counts once `filled` is moved past them."""
+        filled = self.filled
+        if self.structured:
+            DATA_HEADER.pack_into(
+                self.buffer, filled, STRUCTURED_REPLY_MAGIC, 1, _OFFSET_DATA, cookie, 8 + length, offset
+            )
+            return filled + 28
+        SIMPLE_REPLY.pack_into(self.buffer, filled, SIMPLE_REPLY_MAGIC, 0, cookie)
+        return filled + 16
+
     def put(self, header: bytes, data: bytes | memoryview = b"") -> None:
         """Add a reply; one that is larger than the buffer goes out at once, after those before it."""
         size = len(header) + len(data)
@@ -82,13 +95,16 @@ class Replies:
                 self.send(self.buffer[:filled])
 
     def send(self, data: bytes | memoryview) -> None:
-        """All of it, however long the client takes. `sending` is held."""
-        left = memoryview(data)
-        while left:
+        """All of it, however long the client takes. `sending` is held, or nobody else is there to send."""
+        while data:
             try:
-                left = left[self._sock.send(left) :]
+                sent = self._sock.send(data)
             except BlockingIOError:
                 self.wait_writable()
+                continue
+            if sent == len(data):
+                return
+            data = memoryview(data)[sent:]
 
     def wait_writable(self) -> None:
         """Return once the client has read something, or is gone."""

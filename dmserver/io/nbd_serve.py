@@ -17,11 +17,11 @@ import os
 import socket
 import struct
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from dmproto.wire import SECTOR_SIZE
 
 from .bio import Bio, Op
-from .blockdev import BlockDevice
 from .disk import Disk
 from .extents import Piece, Route, allocation
 from .nbd_options import Garbage
@@ -44,6 +44,9 @@ from .nbd_proto import (
 from .nbd_replies import DATA_HEADER, REPLY_BUFFER, Replies
 from .zeroout import issue_zeroout
 
+if TYPE_CHECKING:
+    from ..model.dm_dev import DmDev
+
 __all__ = ["Transmission"]
 
 #: Reads up to here are copied next to their header, larger ones go from file to socket.
@@ -61,14 +64,13 @@ _READ, _WRITE = int(Command.READ), int(Command.WRITE)  # an int compares faster
 class Transmission:
     """One connection past its negotiation. `run` serves until the client leaves."""
 
-    def __init__(self, sock: socket.socket, bdev: BlockDevice, *, structured: bool, allocation: bool) -> None:
+    def __init__(self, sock: socket.socket, bdev: DmDev, *, structured: bool, allocation: bool) -> None:
         self.sock = sock
         self.bdev = bdev
         self.allocation = allocation
         self._fd = sock.fileno()
         self._replies = Replies(sock, structured=structured, before_sending=self._leave)
         self._route: Route | None = None
-        self._mask = 511
         self._pending = Pending(self._replies)
 
     # -- requests ---------------------------------------------------------------------------------------
@@ -97,10 +99,7 @@ class Transmission:
     def _serve(self) -> None:
         buffer = memoryview(mmap.mmap(-1, RECEIVE_BUFFER))
         start = end = 0
-        while True:
-            count = self.sock.recv_into(buffer[end:])
-            if not count:
-                raise EOFError
+        while count := self._receive(buffer, end):
             end += count
             while end - start >= _HEADER_SIZE:
                 magic, flags, kind, cookie, offset, length = REQUEST.unpack_from(buffer, start)
@@ -108,8 +107,7 @@ class Transmission:
                     raise Garbage(f"request magic {magic:#x}: expected {REQUEST_MAGIC:#x}")
                 if kind == _READ:
                     start += _HEADER_SIZE
-                    route = self._route or self._enter()
-                    if route is None or length > SMALL or not self._read_quickly(route, cookie, offset, length):
+                    if length > SMALL or not self._read_quickly(cookie, offset, length):
                         self._read(cookie, offset, length)
                 elif kind == _WRITE:
                     stop = start + _HEADER_SIZE + length
@@ -130,9 +128,42 @@ class Transmission:
             self._leave()
             self._pending.collect()
             self._replies.flush()
-            if start:
+            if 0 < start < end:
                 buffer[: end - start] = bytes(buffer[start:end])
-                start, end = 0, end - start
+            start, end = 0, end - start
+        raise EOFError
+
+    def _receive(self, buffer: memoryview, end: int) -> int:
+        """Receive behind the first `end` bytes; how many bytes, none when the client left.
+
+        A client that waits for every answer sends one request at a time. While that is a small read of a plain disk,
+        and nothing is under way, it is answered right here.
+        """
+        receive, unpack, preadv = self.sock.recv_into, REQUEST.unpack_from, os.preadv
+        if end:
+            return receive(buffer[end:])
+        enter, pending, replies = self.bdev.io.enter, self._pending, self._replies
+        size = 0
+        while (count := receive(buffer)) == _HEADER_SIZE and not pending.waiting:
+            magic, _, kind, cookie, offset, length = unpack(buffer)
+            if magic != REQUEST_MAGIC or kind != _READ or length > SMALL:
+                break
+            self._route = route = enter()
+            if route is None or (place := route.place(offset, length)) is None:
+                break
+            start = replies.begin(cookie, offset, length)
+            if length != size:
+                size = length
+                data, reply = (replies.buffer[start : start + size],), replies.buffer[: start + size]
+            try:
+                if preadv(place[0].fd, data, place[1]) != length:
+                    break
+            except OSError:
+                break
+            self._route = None
+            route.leave()
+            replies.send(reply)
+        return count
 
     def _rest(self, begun: memoryview, length: int) -> memoryview:
         """The whole payload of a large write of which `begun` is here already."""
@@ -169,9 +200,7 @@ class Transmission:
         return pieces
 
     def _enter(self) -> Route | None:
-        io = self.bdev.mapped_io
-        self._route = io.enter() if io is not None else None
-        self._mask = self.bdev.limits.logical_block_size - 1
+        self._route = self.bdev.io.enter()
         return self._route
 
     def _leave(self) -> None:
@@ -191,32 +220,22 @@ class Transmission:
             self._leave()
         self._bio(Op.READ, Request(Command.READ, cookie, offset, length, memoryview(bytearray(length))))
 
-    def _read_quickly(self, route: Route, cookie: int, offset: int, length: int) -> bool:
+    def _read_quickly(self, cookie: int, offset: int, length: int) -> bool:
         """A read of at most `SMALL` bytes that is one piece of a disk and finds room: what nearly all are. False, and
         nothing done, for any other."""
+        route = self._route or self._enter()
+        place = route.place(offset, length) if route is not None else None
         replies = self._replies
-        filled = replies.filled
-        if (offset | length) & self._mask or not length or filled + length > REPLY_BUFFER - DATA_HEADER.size:
+        if place is None or replies.filled + length > REPLY_BUFFER - DATA_HEADER.size:
             return False
-        piece = route.find(offset >> 9)
-        if piece is None:
-            return False
-        disk, sector, count = piece
-        if count << 9 < length or type(disk) is not Disk:
-            return False
-        buffer = replies.buffer
-        if replies.structured:
-            data = filled + 28
-            DATA_HEADER.pack_into(buffer, filled, STRUCTURED_REPLY_MAGIC, 1, 1, cookie, 8 + length, offset)
-        else:
-            data = filled + 16
-            SIMPLE_REPLY.pack_into(buffer, filled, SIMPLE_REPLY_MAGIC, 0, cookie)
+        start = replies.begin(cookie, offset, length)
+        stop = start + length
         try:
-            if os.preadv(disk.fd, (buffer[data : data + length],), sector << 9) != length:
+            if os.preadv(place[0].fd, (replies.buffer[start:stop],), place[1]) != length:
                 return False
         except OSError:
             return False
-        replies.filled = data + length
+        replies.filled = stop
         return True
 
     def _read_pieces(self, cookie: int, offset: int, length: int, pieces: list[Piece]) -> bool:
@@ -305,18 +324,12 @@ class Transmission:
 
     def _write_quickly(self, cookie: int, offset: int, data: memoryview) -> bool:
         """A write that is one piece of a disk. False for any other, and when it fails."""
-        length = len(data)
         route = self._route or self._enter()
-        if route is None or not length or (offset | length) & self._mask:
-            return False
-        piece = route.find(offset >> 9)
-        if piece is None:
-            return False
-        disk, sector, count = piece
-        if count << 9 < length or type(disk) is not Disk or disk.read_only:
+        place = route.place(offset, len(data)) if route is not None else None
+        if place is None or place[0].read_only:
             return False
         try:
-            if os.pwrite(disk.fd, data, sector << 9) != length:
+            if os.pwrite(place[0].fd, data, place[1]) != len(data):
                 return False
         except OSError:
             return False

@@ -188,6 +188,17 @@ def test_read_only_device_below_still_refuses(stack: Stack) -> None:
     assert submit_and_wait(top, Op.READ, 0, 1, memoryview(bytearray(512))) == 0
 
 
+def test_retired_route_lets_nobody_in(stack: Stack) -> None:
+    stack.ram()
+    dev = stack.device("d", (0, 64, "linear", "1:0 0"))
+    route = entered(dev)
+    route.leave()
+    stack.activate(dev)
+    assert not route.enter()
+    assert dev.io.in_flight == 0
+    assert stack.suspend(dev).is_set()
+
+
 def test_enter_and_leave_from_many_threads(stack: Stack) -> None:
     stack.ram()
     dev = stack.device("d", (0, 64, "linear", "1:0 0"))

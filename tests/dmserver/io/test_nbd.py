@@ -9,12 +9,15 @@ import shutil
 import socket
 import struct
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from support.nbd_client import Answer, NbdClient, counted, request
-from support.stacks import Stack, pattern
+from support.stacks import Line, Stack, pattern
 
 from dmserver.io.disk import Disk
 from dmserver.io.nbd import NbdServer
@@ -194,6 +197,86 @@ def test_requests_of_one_packet(served: Served) -> None:
     content = served.file.read_bytes()
     for cookie, data in writes.items():
         assert content[(cookie - 5) << 19 :][: len(data)] == data
+
+
+#: The disk's first half, a formula, what is no disk, what fails; and what the file has lost.
+MIXED: list[Line] = [
+    (0, 4096, "linear", "7:0 0"),
+    (4096, 2048, "striped", "2 1 7:0 4096 7:0 5120"),
+    (6144, 64, "zero", ""),
+    (6208, 64, "error", ""),
+    (6272, 64, "linear", "7:0 8128"),
+]
+SPOTS = [0, 4096, 6144, 6208, 6272, 6284, 6336]
+
+
+@st.composite
+def wanted(draw: st.DrawFn) -> tuple[int, int, int]:
+    """Command, offset and length of a READ or WRITE, mostly near the ends of targets."""
+    offset = (draw(st.sampled_from(SPOTS)) + draw(st.integers(-20, 20))) * 512 + draw(st.sampled_from([0, 0, 0, 1]))
+    length = draw(st.sampled_from([512, 4096, 4096, 10240, 65536, 66048, 0, 100]))
+    return draw(st.sampled_from([Command.READ, Command.READ, Command.WRITE])), max(0, offset), length
+
+
+def exchange(client: NbdClient, packets: list[list[tuple[int, int, int]]]) -> list[Answer]:
+    """Send each packet once the one before is answered; all answers, in the order of the requests."""
+    answers: list[Answer] = []
+    for packet in packets:
+        sent = b""
+        for cookie, (command, offset, length) in enumerate(packet, len(answers)):
+            if command == Command.READ:
+                client.lengths[cookie] = length
+            sent += request(
+                command, cookie, offset, length, bytes([cookie]) * length if command != Command.READ else b""
+            )
+        client.sock.sendall(sent)
+        answers += sorted((client.receive() for _ in packet), key=lambda answer: answer.cookie)
+    return answers
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(wanted(), min_size=1, max_size=12), st.booleans())
+def test_requests_alone_together_and_the_ordinary_way(requests: list[tuple[int, int, int]], structured: bool) -> None:
+    """One by one, in one packet, and all by bios: the same answers, and the same disk."""
+    results = []
+    for way in ("alone", "together", "bios"):
+        with tempfile.TemporaryDirectory(prefix="dm") as folder, pytest.MonkeyPatch.context() as patch:
+            served = Served(folder)
+            served.stack.device("mix", *MIXED)
+            os.truncate(served.file, 8140 * 512)
+            if way == "bios":
+                patch.setattr("dmserver.io.mapped.MappedIo.enter", lambda self: None)
+            with served.client("mix", structured=structured) as client:
+                packets = [requests] if way == "together" else [[one] for one in requests]
+                results.append((exchange(client, packets), served.file.read_bytes()))
+            served.server.close()
+            served.stack.close()
+    assert results[0] == results[1] == results[2]
+
+
+@pytest.mark.parametrize("structured", [False, True])
+def test_reads_one_by_one_while_tables_are_swapped(served: Served, structured: bool) -> None:
+    tables: list[Line] = [(0, 64, "linear", "7:0 0"), (0, 64, "linear", "7:0 64")]
+    either = {pattern(1, 8, 8), pattern(1, 72, 8)}
+    seen = set()
+    stop = threading.Event()
+
+    def read() -> None:
+        with served.client(structured=structured) as client:
+            while not stop.is_set():
+                seen.add(client.ask(Command.READ, 4096, 4096).data)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    swaps = 0
+    while swaps < 100 or len(seen) < 2:
+        served.stack.load(served.lin, [tables[swaps % 2]])
+        served.stack.activate(served.lin)
+        swaps += 1
+    stop.set()
+    reader.join()
+    assert seen == either
+    assert served.lin.io.in_flight == 0
 
 
 @pytest.mark.parametrize("structured", [False, True])
