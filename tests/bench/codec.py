@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from time import process_time
 from typing import Any
 
 from compare import Report, interleave
@@ -235,6 +236,6 @@ def _both(
         "plain Construct": lambda: plain.build(obj),
     }
     for verb, contestants in (("parse", parsing), ("build", building)):
-        medians = interleave(contestants, seconds=1.0)
+        medians = interleave(contestants, seconds=1.0, rounds=15, clock=process_time)
         report.add(f"{case}, {verb}", medians, "fused", ["hand struct"], goal)
         report.add(f"{case}, {verb}", medians, "fused", ["plain Construct"], goal and 1 / 20)

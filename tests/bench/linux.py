@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from struct import Struct
+from time import process_time
 
 from compare import Report, interleave
 
@@ -58,7 +59,7 @@ def _long_list(report: Report) -> None:
         return b"".join([pack(device.devt, 40, device.name_bytes, device.event_nr, 0) for device in devices])
 
     contestants = {"list": client.do("LIST_DEVICES", size=312 + 40 * MANY), "struct by hand": by_hand}
-    medians = interleave(contestants, seconds=4, rounds=5)
+    medians = interleave(contestants, seconds=4, rounds=5, clock=process_time)
     report.add(f"LIST_DEVICES of {MANY}", medians, "list", ["struct by hand"], 3)
 
 
@@ -76,5 +77,5 @@ def _among_many(report: Report) -> None:
         ]
         return lambda: [step() for step in steps]
 
-    medians = interleave({"many": lifecycle(MANY), "ten": lifecycle(10)}, seconds=4, rounds=15)
+    medians = interleave({"many": lifecycle(MANY), "ten": lifecycle(10)}, seconds=4, rounds=15, clock=process_time)
     report.add(f"create..remove among {MANY}", medians, "many", ["ten"], 1.5)
