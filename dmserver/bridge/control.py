@@ -14,7 +14,7 @@ from struct import unpack_from
 from typing import Protocol
 
 from dmproto.commands import BY_NUMBER, CommandFlag
-from dmproto.wire import DATA_OFFSET, HEADER_SIZE, MAX_DATA_SIZE
+from dmproto.wire import DATA_OFFSET, HEADER_SIZE, MAX_DATA_SIZE, VERSION_SIZE
 from dmserver.control.session import Cancel, Session
 from dmserver.loop import Loop
 from dmserver.model.events import Events
@@ -24,7 +24,6 @@ from .supervisor import ANSWERED, CONTINUE, Call, Outcome
 
 __all__ = ["ControlNodes"]
 
-VERSION_SIZE = 12
 ARM_POLL = 16
 _PARAMS = {n for n, c in BY_NUMBER.items() if CommandFlag.NO_PARAMS not in c.flags}
 
@@ -33,6 +32,8 @@ class Door(Protocol):
     """The device-mapper behind the nodes: a `Host` of our own, or a running server."""
 
     def open(self, *, privileged: bool = True) -> Session: ...
+
+    def quick(self, session: Session, number: int, buffer: bytes) -> bytes | None: ...
 
     def ioctl(
         self, session: Session, number: int, buffer: bytes, done: Callable[[int, bytes], None]
@@ -76,7 +77,6 @@ class ControlNodes:
         self.observe = observe
         self.locate = locate
         self._nodes: dict[bytes, _Node] = {}
-        self._taken = (0, b"")
         self._unsubscribe = events.on_bump(lambda: loop.call_soon_threadsafe(self._refresh))
 
     def close(self) -> None:
@@ -112,20 +112,16 @@ class ControlNodes:
         if session is None:
             return CONTINUE
         number, address = args[1], args[2]
-        if not number & 0xFF:
-            self.door.ioctl(session, number, caller.read(address, VERSION_SIZE), self._take)
-            result, written = self._taken
-            call.write(address, written)
-            return result
-        return self._command(call, session, number, address)
+        request = caller.read(address, HEADER_SIZE if number & 0xFF else VERSION_SIZE)
+        written = self.door.quick(session, number, request)
+        if written is None:
+            return self._command(call, session, number, request)
+        call.write(address, written)
+        return 0
 
-    def _take(self, result: int, written: bytes) -> None:
-        self._taken = (result, written)
-
-    def _command(self, call: Call, session: Session, number: int, address: int) -> Outcome:
-        """Any command but VERSION, which neither waits nor changes anything."""
-        caller, command = call.caller, number & 0xFF
-        request = caller.read(address, HEADER_SIZE)
+    def _command(self, call: Call, session: Session, number: int, request: bytes) -> Outcome:
+        """A command that may fail, wait, or change something."""
+        caller, command, address = call.caller, number & 0xFF, call.args[2]
         if command in _PARAMS and len(request) >= DATA_OFFSET:
             size: int = unpack_from("<I", request, 12)[0]
             if len(request) < size <= MAX_DATA_SIZE:

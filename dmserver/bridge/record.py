@@ -61,6 +61,10 @@ class Recorder:
     def open(self, *, privileged: bool = True) -> Session:
         return self.door.open(privileged=privileged)
 
+    def quick(self, session: Session, number: int, buffer: bytes) -> bytes | None:
+        """Nothing goes past `ioctl`."""
+        return None
+
     def ioctl(self, session: Session, number: int, buffer: bytes, done: Callable[[int, bytes], None]) -> Cancel | None:
         def answered(result: int, written: bytes) -> None:
             self._write(number, buffer, result, written)

@@ -24,13 +24,15 @@ import errno
 import os
 from collections.abc import Iterable
 from fcntl import ioctl
+from functools import cache
 from struct import Struct, pack
 
 from .syscalls import Machine, machine
 
-__all__ = ["Listener", "build_filter", "install_filter"]
+__all__ = ["Listener", "build_filter", "install_filter", "waits_killable"]
 
-NOTIF = Struct("=QIIiIQ6Q")
+#: id, pid, nr, args
+NOTIF = Struct("=QI4xi12x6Q")
 RESPONSE = Struct("=QqiI")
 ADDFD = Struct("=QIIII")
 ID = Struct("=Q")
@@ -39,6 +41,9 @@ NOTIF_RECV = 0xC0502100
 NOTIF_SEND = 0xC0182101
 NOTIF_ID_VALID = 0x40082102
 NOTIF_ADDFD = 0x40182103
+NOTIF_SET_FLAGS = 0x40082104
+
+FD_SYNC_WAKE_UP = 1
 
 FLAG_CONTINUE = 1
 ADDFD_FLAG_SEND = 2
@@ -92,21 +97,31 @@ def install_filter(program: bytes) -> int:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_NO_NEW_PRIVS)")
     code = ctypes.create_string_buffer(program, len(program))
     fprog = ctypes.create_string_buffer(pack("@HP", len(program) // 8, ctypes.addressof(code)))
-    number = machine().number("seccomp")
-    failed = 0
-    for flags in (FILTER_FLAG_NEW_LISTENER | FILTER_FLAG_WAIT_KILLABLE_RECV, FILTER_FLAG_NEW_LISTENER):
-        fd: int = libc.syscall(ctypes.c_long(number or -1), SET_MODE_FILTER, flags, ctypes.byref(fprog))
-        if fd >= 0:
-            return fd
-        failed = ctypes.get_errno()
-        if failed != errno.EINVAL:
-            break
+    flags = FILTER_FLAG_NEW_LISTENER | (FILTER_FLAG_WAIT_KILLABLE_RECV if waits_killable() else 0)
+    fd, failed = _set_filter(flags, ctypes.byref(fprog))
+    if fd >= 0:
+        return fd
     reason = {
         errno.EINVAL: "this kernel has no seccomp user notification (Linux 5.9 and later have it)",
         errno.ENOSYS: "this kernel has no seccomp filters",
         errno.EBUSY: "this process is supervised already, by another bridge or a container's supervisor",
     }
     raise OSError(failed, reason.get(failed, f"seccomp(2): {os.strerror(failed)}"))
+
+
+@cache
+def waits_killable() -> bool:
+    """Once a call was received, its caller waits for the answer whatever signal comes, unless that kills it: Linux 5.19
+    and later, asked without setting a filter. Flags that it knows get it to look for the filter, which is nowhere."""
+    _, failed = _set_filter(FILTER_FLAG_NEW_LISTENER | FILTER_FLAG_WAIT_KILLABLE_RECV, None)
+    return failed == errno.EFAULT
+
+
+def _set_filter(flags: int, program: object) -> tuple[int, int]:
+    """The listener or -1, and errno."""
+    number = ctypes.c_long(machine().number("seccomp") or -1)
+    fd: int = ctypes.CDLL(None, use_errno=True).syscall(number, SET_MODE_FILTER, flags, program)
+    return fd, ctypes.get_errno()
 
 
 class Listener:
@@ -118,9 +133,15 @@ class Listener:
         self._blank = bytes(NOTIF.size)
         self._response = bytearray(RESPONSE.size)
         self._id = bytearray(ID.size)
+        #: A call that was received is waiting until it is answered, or its caller is killed.
+        self.steady = waits_killable()
+        try:
+            ioctl(fd, NOTIF_SET_FLAGS, FD_SYNC_WAKE_UP)
+        except OSError:
+            pass  # before Linux 6.6 both sides wake each other the slow way
 
     def receive(self) -> tuple[int, ...] | None:
-        """The next notification: id, pid, flags, nr, arch, ip, six arguments. None when its caller has died."""
+        """The next notification: id, pid, nr, six arguments. None when its caller has died."""
         notif = self._notif
         notif[:] = self._blank
         try:

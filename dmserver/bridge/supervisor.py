@@ -5,7 +5,8 @@ Rules of this room:
 1. A handler returns a result (0 and up), -errno, `CONTINUE` (the kernel does it), or `ANSWERED` (it was, or will be,
    answered elsewhere). OSError becomes its errno.
 2. One thread, one loop. A call that waits is parked: the loop goes on, other threads of the caller too.
-3. Nothing is written into a caller's memory unless its call is still waiting.
+3. Nothing is written into a caller's memory unless its call is still waiting. Where only death can end the wait
+   (`Listener.steady`), that need not be asked: the memory that is open is the caller's, or nobody's.
 4. A parked call whose caller has died or must handle a signal is cancelled. Where the kernel has WAIT_KILLABLE_RECV
    (5.19) signals other than fatal ones leave a received call alone, so that a command is never carried out twice;
    then a parked call is ended here, with ERESTARTSYS as a driver would.
@@ -66,7 +67,8 @@ class Call:
 
     def write(self, address: int, data: bytes) -> None:
         """Write into the caller's memory if it still waits. Raises Fault."""
-        if self.supervisor.listener.is_valid(self.id):
+        listener = self.supervisor.listener
+        if listener.steady or listener.is_valid(self.id):
             self.caller.write(address, data)
 
     def hand_over(self, fd: int, *, cloexec: bool) -> int | None:
@@ -147,14 +149,14 @@ class Supervisor:
         received = self.listener.receive()
         if received is None:
             return
-        id, tid, _, nr = received[:4]
+        id, tid, nr = received[:3]
         name, handler = self.handlers[nr]
         try:
             try:
-                outcome = handler(Call(self, name, id, self._callers.get(tid) or self._caller(tid), received[6:]))
+                outcome = handler(Call(self, name, id, self._callers.get(tid) or self._caller(tid, id), received[3:]))
             except Stale:  # execve(2) from another thread than the first, or a number used again
                 self.forget(tid)
-                outcome = handler(Call(self, name, id, self._caller(tid), received[6:]))
+                outcome = handler(Call(self, name, id, self._caller(tid, id), received[3:]))
         except OSError as error:
             outcome = -(error.errno or errno.EIO)
         except Exception:  # a caller must not hang on a mistake of ours
@@ -170,10 +172,14 @@ class Supervisor:
             assert isinstance(outcome, int)
             self.listener.answer(id, outcome)
 
-    def _caller(self, tid: int) -> Caller:
+    def _caller(self, tid: int, call: int) -> Caller:
+        caller = Caller(tid)
+        if not self.listener.is_valid(call):  # then the number may be another's by now
+            caller.close()
+            raise OSError(errno.ESRCH, "the caller is gone")
         if len(self._callers) >= CALLERS:
             self.forget(next(iter(self._callers)))
-        caller = self._callers[tid] = Caller(tid)
+        self._callers[tid] = caller
         return caller
 
     def _check_parked(self) -> None:
