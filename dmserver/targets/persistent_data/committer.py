@@ -92,7 +92,7 @@ class Committer(ABC):
         that might be for ever."""
         with self.changes() as actions:
             while self._committing:
-                if self._held_up:
+                if self.held_up:
                     raise TargetError(errno.EAGAIN)
                 self.lock.wait()
             yield actions
@@ -102,7 +102,7 @@ class Committer(ABC):
         ended = threading.Event()
         with self.changes() as actions:
             self.after_commit(lambda error: ended.set(), actions)
-        if not self._held_up:
+        if not self.held_up:
             ended.wait()
 
     def after_commit(self, then: Callable[[int], None], actions: Actions) -> None:
@@ -112,7 +112,7 @@ class Committer(ABC):
             self._begin_commit(actions)
 
     @property
-    def _held_up(self) -> bool:
+    def held_up(self) -> bool:
         """A commit waits until a device underneath is resumed, which only the thread of commands does."""
         return any(map(is_suspended, (self.metadata_device, *self._data_devices)))
 

@@ -17,13 +17,14 @@ from dataclasses import astuple, dataclass
 from typing import NamedTuple
 
 from ...model.dm_target import SECTOR_SIZE
-from ..persistent_data.block import BLOCK_SIZE, Corrupt, checksum, seal
+from ..persistent_data.block import BLOCK_SIZE, seal
 from ..persistent_data.btree import BTree
 from ..persistent_data.commit import Commit
 from ..persistent_data.space_map import DataSpaceMap, MetadataSpaceMap
+from ..persistent_data.superblock import check_superblock
 from ..persistent_data.transaction import Transaction
 
-__all__ = ["BadSuperblock", "Found", "ThinDevice", "ThinMetadata", "ThinMetadataError"]
+__all__ = ["Found", "ThinDevice", "ThinMetadata", "ThinMetadataError"]
 
 SUPERBLOCK = 0
 MAGIC = 27022010
@@ -46,14 +47,6 @@ class ThinMetadataError(Exception):
         super().__init__(message or errno.errorcode[number])
         self.errno = number
         self.message = message
-
-
-class BadSuperblock(Corrupt):
-    """The superblock is none; `errno` is what the kernel gives for that (`sb_check`)."""
-
-    def __init__(self, number: int, message: str) -> None:
-        super().__init__(f"sb_check failed: {message}")
-        self.errno = number
 
 
 @dataclass(slots=True)
@@ -84,13 +77,8 @@ class _Superblock:
 
     @classmethod
     def unpack(cls, image: bytes, block: int = SUPERBLOCK) -> _Superblock:
-        csum, flags, number, uuid, magic, *rest = _SUPERBLOCK.unpack_from(image)
-        if number != block:
-            raise BadSuperblock(errno.ENOTBLK, f"blocknr {number}: wanted {block}")
-        if magic != MAGIC:
-            raise BadSuperblock(errno.EILSEQ, f"magic {magic}: wanted {MAGIC}")
-        if csum != (expected := checksum(image[4:], _SALT)):
-            raise BadSuperblock(errno.EILSEQ, f"csum {expected}: wanted {csum}")
+        check_superblock(image, block, MAGIC, _SALT)
+        _, flags, _, uuid, _, *rest = _SUPERBLOCK.unpack_from(image)
         return cls(flags, uuid, *rest)
 
 

@@ -5,21 +5,17 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING
 
-from ...model.dm_target import BlockDevice, Op, TargetError, do_io
-from ..persistent_data.block import BLOCK_SECTORS, BLOCK_SIZE, Corrupt
-from ..persistent_data.space_map import MAX_METADATA_BLOCKS
-from .metadata import BadSuperblock, ThinMetadata, ThinMetadataError
+from ...model.dm_target import BlockDevice, TargetError
+from ..persistent_data.block import Corrupt
+from ..persistent_data.device import block_reader, metadata_blocks
+from ..persistent_data.superblock import BadSuperblock
+from .metadata import ThinMetadata, ThinMetadataError
 from .pool import Pool
 
 if TYPE_CHECKING:
     from ...model.dm_dev import DmDev
 
-__all__ = ["Pools", "metadata_blocks"]
-
-
-def metadata_blocks(device: BlockDevice) -> int:
-    """How many blocks of a metadata device are used."""
-    return min(device.size // BLOCK_SECTORS, MAX_METADATA_BLOCKS)
+__all__ = ["Pools"]
 
 
 class Pools:
@@ -61,15 +57,9 @@ class Pools:
 
 
 def _open(device: DmDev, metadata: BlockDevice, block_size: int, read_only: bool) -> ThinMetadata:
-    def read(block: int) -> bytes:
-        image = memoryview(bytearray(BLOCK_SIZE))
-        if error := do_io(Op.READ, metadata, block * BLOCK_SECTORS, image):
-            raise OSError(error, f"block {block} of {metadata.path}")
-        return bytes(image)
-
     log = device.mapper.events.log
     try:
-        return ThinMetadata(read, metadata_blocks(metadata), block_size, writable=not read_only)
+        return ThinMetadata(block_reader(metadata), metadata_blocks(metadata), block_size, writable=not read_only)
     except ThinMetadataError as failure:
         number = failure.errno
         if failure.message:

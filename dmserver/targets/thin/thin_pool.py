@@ -26,11 +26,12 @@ from ...model.dm_target import (
 )
 from ..persistent_data.block import BLOCK_SECTORS
 from ..persistent_data.committer import METADATA_FAILURES
+from ..persistent_data.device import metadata_blocks
 from ..persistent_data.space_map import MAX_METADATA_BLOCKS
 from .metadata import ThinMetadataError
 from .pool import Pool
 from .pool_state import Features, Mode
-from .pools import Pools, metadata_blocks
+from .pools import Pools
 from .thin import parse_device_id
 
 __all__ = ["ThinPool"]

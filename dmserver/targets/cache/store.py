@@ -1,0 +1,145 @@
+"""The metadata that the tables of a cache share (the open metadata of Linux `drivers/md/dm-cache-metadata.c`)."""
+
+from __future__ import annotations
+
+import errno
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from ...model.dm_target import BlockDevice, TargetError, is_suspended
+from ..actions import Actions
+from ..persistent_data.block import Corrupt
+from ..persistent_data.committer import Committer
+from ..persistent_data.device import block_reader, commit_now, metadata_blocks
+from ..persistent_data.superblock import BadSuperblock
+from .metadata import CacheMetadata, CacheMetadataError
+
+if TYPE_CHECKING:
+    from ...model.dm_dev import DmDev
+
+__all__ = ["Owner", "Store", "Stores"]
+
+
+class Owner(ABC):
+    """The cache that is live: the one who changes the metadata."""
+
+    device: DmDev
+
+    @property
+    @abstractmethod
+    def data_devices(self) -> Sequence[BlockDevice]:
+        """What the metadata tell of."""
+
+    @property
+    @abstractmethod
+    def read_only(self) -> bool:
+        """The metadata cannot be changed any more."""
+
+    @abstractmethod
+    def operation_failed(self, what: str, failure: Exception, actions: Actions) -> None:
+        """The metadata could not be changed, or not be written."""
+
+    @abstractmethod
+    def wake(self) -> None:
+        """There may be work to do."""
+
+
+class Store(Committer):
+    """`users`: targets that have it."""
+
+    commit_operation = "dm_cache_commit"
+
+    def __init__(self, device: DmDev, metadata_device: BlockDevice, metadata: CacheMetadata) -> None:
+        super().__init__(device, metadata_device, [], metadata)
+        self.metadata = metadata
+        self.users = 0
+        self._owner: Owner | None = None
+
+    def adopt(self, owner: Owner) -> None:
+        """From now on it is `owner` whose changes are committed. TargetError(EAGAIN) while those of another are."""
+        with self.quiet():
+            self._owner = owner
+            self.device, self._data_devices = owner.device, owner.data_devices
+
+    @property
+    def committing(self) -> bool:
+        """Nothing may be changed now; `wake` tells when that is over."""
+        return self._committing
+
+    @property
+    def read_only(self) -> bool:
+        return self._owner is None or self._owner.read_only
+
+    def operation_failed(self, what: str, failure: Exception, actions: Actions) -> None:
+        if self._owner is not None:
+            self._owner.operation_failed(what, failure, actions)
+
+    def _succeeded(self, actions: Actions) -> None:
+        """Nothing is left to be done."""
+
+    def _wake(self) -> None:
+        with self.changes() as actions:
+            if self._commit_first and not self._committing:
+                self._begin_commit(actions)
+        if self._owner is not None:
+            self._owner.wake()
+
+
+class Stores:
+    """Stores by their metadata devices."""
+
+    def __init__(self) -> None:
+        self._stores: dict[BlockDevice, Store] = {}
+
+    def take(self, device: DmDev, metadata_device: BlockDevice, block_size: int, version: int) -> Store:
+        """The metadata on a device, opened if need be (`dm_cache_metadata_open`). TargetError when that fails."""
+        store = self._stores.get(metadata_device)
+        if store is None:
+            store = Store(device, metadata_device, _open(device, metadata_device, block_size, version))
+            self._stores[metadata_device] = store
+        elif (found := store.metadata.data_block_size) != block_size:
+            _log(device, f"data_block_size ({block_size}) different from that in metadata ({found})")
+            raise _failure(errno.EINVAL)
+        store.users += 1
+        return store
+
+    def release(self, store: Store) -> None:
+        """One user less."""
+        store.users -= 1
+        if not store.users:
+            del self._stores[store.metadata_device]
+
+
+def _log(device: DmDev, text: str) -> None:
+    device.mapper.events.log(f"device-mapper: cache metadata: {text}")
+
+
+def _failure(number: int) -> TargetError:
+    return TargetError(number, "Error creating metadata object")
+
+
+def _open(device: DmDev, metadata_device: BlockDevice, block_size: int, version: int) -> CacheMetadata:
+    if is_suspended(metadata_device):
+        raise _failure(errno.EAGAIN)
+    read = block_reader(metadata_device)
+    try:
+        metadata = CacheMetadata(read, metadata_blocks(metadata_device), block_size, version)
+        commit_now(metadata.prepare_commit(), metadata_device)
+        metadata.committed()
+        return metadata
+    except CacheMetadataError as failure:
+        number = failure.errno
+        for message in failure.messages:
+            _log(device, message)
+    except BadSuperblock as failure:
+        number = failure.errno
+        _log(device, str(failure))
+        device.mapper.events.log("device-mapper: block manager: superblock validator check failed for block 0")
+        _log(device, "couldn't read lock superblock")
+    except Corrupt as failure:
+        number = errno.EILSEQ
+        _log(device, str(failure))
+    except OSError as failure:
+        number = failure.errno or errno.EIO
+    raise _failure(number)
