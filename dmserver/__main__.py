@@ -22,7 +22,7 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a subcommand; only its own module is imported, unless a completion script has to know all of them."""
+    """Run a subcommand."""
     gc.disable()  # what comes now, modules above all, stays to the end
     try:
         args = _parse(sys.argv[1:] if argv is None else list(argv))
@@ -34,15 +34,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parse(words: Sequence[str]) -> argparse.Namespace:
+    """Only the module of the subcommand is imported, unless a completion script has to know all of them."""
     parser = argparse.ArgumentParser(
         prog="dmserver", description="A device-mapper that runs anywhere.", formatter_class=_formatter
     )
     add_completion(parser)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", prog=parser.prog)
-    chosen = next((word for word in words if not word.startswith("-")), "")
-    for name, (module, text) in COMMANDS.items():
+    chosen = [name for name in COMMANDS if words[:1] == [name]]
+    for name in chosen or COMMANDS:
+        module, text = COMMANDS[name]
         command = commands.add_parser(name, help=text, description=text, formatter_class=_formatter)
-        if name == chosen or words[:1] == ["--print-completion"]:
+        if chosen or words[:1] == ["--print-completion"]:
             import_module(module).add_arguments(command)
     return parser.parse_args(words)
 
