@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 
 __all__ = ["add_completion", "print_completion"]
@@ -29,12 +28,9 @@ def print_completion(parser: argparse.ArgumentParser, shell: str) -> int:
             f"{parser.prog}: no completion for {shell}, only for {', '.join(shtab.SUPPORTED_SHELLS)}", file=sys.stderr
         )
         return 2
-    try:
-        print(shtab.complete(parser, shell), flush=True)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    return 0
+    from .output import print_lines
+
+    return 0 if print_lines([shtab.complete(parser, shell)]) else 1
 
 
 class _Print(argparse.Action):

@@ -84,7 +84,7 @@ STATUS: dict[str, str] = {
 
 #: Optional arguments of integrity that hold `:algorithm:key` (dm-integrity.c).
 _KEYED = re.compile(r"((?:internal_hash|journal_crypt|journal_mac):[^:\s]*:)(\S+)")
-_KEY_SET = re.compile(r"(\s*key\s+set\s+)(.*)", re.IGNORECASE | re.DOTALL)
+_TWO_WORDS = re.compile(r"(\s*(?:\\.|[^\s\\])+\s+(?:\\.|[^\s\\])+\s+)(.*)", re.DOTALL)
 
 
 def split(params: str) -> list[str]:
@@ -102,8 +102,8 @@ def redact(kind: str, params: str) -> str:
 
 def redact_message(message: str) -> str:
     """A target message without the key of `key set KEY`."""
-    match = _KEY_SET.fullmatch(message)
-    return f"{match[1]}{REDACTED}" if match else message
+    match = _TWO_WORDS.fullmatch(message)
+    return f"{match[1]}{REDACTED}" if match and split(match[1].lower()) == ["key", "set"] else message
 
 
 def parse(kind: str, params: str, *, table: bool = True) -> dict[str, Any] | None:

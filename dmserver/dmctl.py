@@ -16,6 +16,7 @@ from typing import Any, TextIO
 from dmproto import proplib
 from dmproto.completion import print_completion
 from dmproto.flags import DmFlag
+from dmproto.output import print_lines
 from dmproto.proplib import Unsigned
 from dmproto.wire import netbsd_decode
 
@@ -214,19 +215,7 @@ def run(command: _Command, arguments: Sequence[str], send: Send, *, stdin: TextI
         told = "" if failure.strerror == words else f" ({failure.strerror})"
         print(f"dmctl: {command.complaint}: {words}{told}", file=sys.stderr)
         return 1
-    return _print([_json(reply)] if json else command.show(reply, arguments))
-
-
-def _print(lines: Iterable[str]) -> int:
-    """The exit status: 1 when the reader had enough."""
-    try:
-        for line in lines:
-            print(line)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    return 0
+    return 0 if print_lines([_json(reply)] if json else command.show(reply, arguments)) else 1
 
 
 def _json(reply: dict[str, Any]) -> str:

@@ -136,8 +136,11 @@ def _dead(path: str) -> bool:
 
 def inherited() -> socket.socket | None:
     """The socket that the service manager listens on for us, if it does."""
-    if os.environ.get("LISTEN_PID") != str(os.getpid()) or not int(os.environ.get("LISTEN_FDS", "0")):
+    count = os.environ.get("LISTEN_FDS", "0")
+    if os.environ.get("LISTEN_PID") != str(os.getpid()) or count == "0":
         return None
+    if count != "1":
+        raise ValueError(f"LISTEN_FDS: expected one socket, got {count!r}")
     for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"):
         os.environ.pop(name, None)
     os.set_inheritable(_FIRST_FD, False)

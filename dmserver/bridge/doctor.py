@@ -8,10 +8,11 @@ import os
 import platform
 import shutil
 import socket
-import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
+
+from dmproto.output import print_lines
 
 from .launch import enter, receive_listener
 from .syscalls import MACHINES
@@ -36,13 +37,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     """Print the findings; 0 when `dmserver run` can work, else 1."""
     findings = examine()
-    for finding in findings:
-        if args.json:
-            print(json.dumps(asdict(finding)))
-        else:
-            print(f"{'yes' if finding.ok else ' no'}  {finding.what}: {finding.found}\n       {finding.follows}")
-    sys.stdout.flush()
+    print_lines(json.dumps(asdict(finding)) if args.json else _told(finding) for finding in findings)
     return 0 if all(finding.ok for finding in findings if finding.what in NEEDED) else 1
+
+
+def _told(finding: Finding) -> str:
+    return f"{'yes' if finding.ok else ' no'}  {finding.what}: {finding.found}\n       {finding.follows}"
 
 
 def examine() -> list[Finding]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from dmserver.host import Host
 from dmserver.loop import Loop
@@ -68,8 +68,7 @@ def run_private(tool: str, args: argparse.Namespace, door: Callable[[Host], Door
     """Run the program on a fresh host; its control nodes lead to `door(host)`."""
     host = Host()
     try:
-        for pdev in args.pdev:
-            host.add_pdev(pdev)
+        _add_pdevs(host, args.pdev)
         program = Program(_argv(args))
     except (OSError, ValueError) as error:
         host.close()
@@ -90,6 +89,14 @@ def run_private(tool: str, args: argparse.Namespace, door: Callable[[Host], Door
         host.close()
         loop.close()
     return program.leave()
+
+
+def _add_pdevs(host: Host, pdevs: Iterable[str]) -> None:
+    for pdev in pdevs:
+        try:
+            host.add_pdev(pdev)
+        except OSError as error:  # not the program's: it need not be what is missing
+            raise ValueError(f"--pdev {pdev}: {error.strerror}") from None
 
 
 def _argv(args: argparse.Namespace) -> list[str]:

@@ -119,6 +119,8 @@ def test_the_second_word_of_crypt_never_stays(words: list[str]) -> None:
     [
         ("key set 00ff", f"key set {REDACTED}"),
         (" KEY  Set\t00 ff", f" KEY  Set\t{REDACTED}"),
+        ("k\\ey s\\et 00ff", f"k\\ey s\\et {REDACTED}"),
+        ("key\\ set 00ff", "key\\ set 00ff"),
         ("key wipe", "key wipe"),
         ("keyset x", "keyset x"),
     ],

@@ -21,8 +21,9 @@ import pytest
 from support.serving import program, short_directory
 
 from dmproto import proplib
+from dmproto.stream import PlistMessage
 from dmserver.client import Client, CommandError
-from dmserver.serve import listen
+from dmserver.serve import inherited, listen
 
 RECORDED = Path(__file__).parents[2] / "specs/vectors/linux"
 
@@ -60,7 +61,9 @@ def test_a_waiting_client_is_answered_when_the_server_stops(directory: Path) -> 
             client._socket.sendall(proplib.dumps({"command": "waitevent", "name": "a"}))
             assert other.names() == [("a", 0)]
             process.send_signal(signal.SIGTERM)
-            reply = proplib.loads(client.exchange(b""))
+            message = client._receive()
+            assert isinstance(message, PlistMessage)
+            reply = proplib.loads(message.data)
             assert isinstance(reply, dict)
             assert reply["errno"] == errno.EINTR
 
@@ -201,6 +204,14 @@ def test_a_service_managers_socket_is_used_and_the_manager_is_told(directory: Pa
             assert manager.recv(100) == b"STOPPING=1"
             assert process.wait(30) == 0
     assert path.exists()
+
+
+@pytest.mark.parametrize("count", ["2", "x"])
+def test_a_service_manager_passes_one_socket(count: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LISTEN_PID", str(os.getpid()))
+    monkeypatch.setenv("LISTEN_FDS", count)
+    with pytest.raises(ValueError, match=f"LISTEN_FDS: expected one socket, got '{count}'"):
+        inherited()
 
 
 def test_the_state_survives_even_a_kill(directory: Path) -> None:

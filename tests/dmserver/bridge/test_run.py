@@ -72,6 +72,7 @@ def test_the_exit_status_is_the_programs(script: str, status: int) -> None:
         ([], 125, "no program"),
         (["--", "no-such-program"], 127, "no-such-program"),
         (["--pdev", "nonsense", "--", "true"], 125, "nonsense"),
+        (["--pdev", "/dev/x=/nowhere/disk", "--", "true"], 125, "--pdev /dev/x=/nowhere/disk: No such file"),
         (["--socket", "/nowhere/s", "--", "true"], 125, "dmserver run: no server at /nowhere/s: No such file"),
         (["--socket", "/nowhere/s"], 125, "no program"),
         (["--socket", "/nowhere/s", "--keep", "--", "true"], 125, "--keep"),
