@@ -122,7 +122,8 @@ def round_trip(report: Report, client: str, supervisor: str) -> None:
 
 
 def whole_run(report: Report) -> None:
-    """A run of `dmsetup version`, against the same dmsetup without a device-mapper and the start of an interpreter."""
+    """A run of `dmsetup version`, against the same dmsetup without a device-mapper and the start of an interpreter: six
+    times both together, and, what imports alone exceed, six times dmsetup and an interpreter once."""
 
     def call(*command: str) -> None:
         subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
@@ -136,5 +137,6 @@ def whole_run(report: Report) -> None:
         seconds=5,
         rounds=11,
     )
+    medians["6x (dmsetup + python)"] = 6 * (medians["native"] + medians["interpreter"])
     medians["6x dmsetup + python"] = 6 * medians["native"] + medians["interpreter"]
-    report.add("dmsetup version", medians, "run", ["6x dmsetup + python"], goal=1)
+    report.add("dmsetup version", medians, "run", ["6x (dmsetup + python)", "6x dmsetup + python"], goal=1)
