@@ -74,10 +74,16 @@ def test_the_example() -> None:
 
 @pytest.mark.parametrize(
     ("statement", "loaded"),
-    [("import dmproto", set()), ("from dmproto import *", {"construct"})],
+    [
+        ("import dmproto", set()),
+        ("from dmproto import DmFlag, command, to_text", set()),
+        ("from dmproto import Message", {"dataclasses"}),
+        ("from dmproto import *", {"construct", "dataclasses"}),
+    ],
 )
 def test_an_import_takes_no_more_than_it_needs(statement: str, loaded: set[str]) -> None:
-    program = f"import sys; {statement}; print(*{{'construct', 'hypothesis', 'argparse'}} & sys.modules.keys())"
+    dear = {"construct", "dataclasses", "hypothesis", "argparse"}
+    program = f"import sys; {statement}; print(*{dear} & sys.modules.keys())"
     out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     assert set(out.split()) == loaded
 

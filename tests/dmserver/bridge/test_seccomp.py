@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from struct import Struct, iter_unpack, unpack_from
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dmserver.bridge.rules import IOCTL_TYPES, SYSCALL_RULES
-from dmserver.bridge.seccomp import RET_ALLOW, RET_USER_NOTIF, build_filter
+from dmserver.bridge.seccomp import RET_ALLOW, RET_USER_NOTIF, build_filter, waits_killable
 from dmserver.bridge.syscalls import MACHINES, SYSCALLS, Machine
 
 SECCOMP_DATA = Struct("=IIQ6Q")
@@ -79,3 +80,8 @@ def test_numbers_are_one_to_one() -> None:
     for column in (0, 1):
         numbers = [row[column] for row in SYSCALLS.values() if row[column] is not None]
         assert len(set(numbers)) == len(numbers)
+
+
+def test_what_the_kernel_can_do_is_what_its_version_says() -> None:
+    major, minor = os.uname().release.split(".")[:2]
+    assert waits_killable() is ((int(major), int(minor)) >= (5, 19))
