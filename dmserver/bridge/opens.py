@@ -25,6 +25,7 @@ from dmserver.io.blockdev import BlockDevice
 from dmserver.io.disk import Disk
 from dmserver.model.mapper import Mapper
 
+from . import scratch
 from .caller import Caller
 from .supervisor import ANSWERED, Call, Outcome
 
@@ -136,9 +137,7 @@ class Opens:
         """The directory of mapped devices, mounted when the first is opened. OSError(EIO), after the reason was
         told on standard error."""
         if self._mount is None:
-            from tempfile import mkdtemp
-
-            directory = mkdtemp(prefix="dm")
+            directory = os.fsdecode(scratch.make())
             try:
                 from dmserver.io.fusefs import FuseMount
 
