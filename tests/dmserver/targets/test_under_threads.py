@@ -10,13 +10,15 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from support.targets import Bench, pattern
+from support.targets import Bench, pattern, status
 from support.thin import make_pool, message, thin_tool
 
 from dmserver.io.bio import Op
 from dmserver.io.submit import submit_and_wait
 from dmserver.io.work import ThreadWork
 from dmserver.model.dm_dev import DmDev
+from dmserver.targets.cache import bios, policy, state
+from dmserver.targets.cache.cache import Cache
 from dmserver.targets.crypt.crypt import Crypt
 from dmserver.targets.delay import Delay
 from dmserver.targets.integrity.integrity import Integrity
@@ -37,11 +39,13 @@ needs_cryptography = pytest.mark.skipif(not find_spec("cryptography"), reason="e
 
 @pytest.fixture
 def bench() -> Iterator[Bench]:
+    """Work and what follows a suspension have threads of their own."""
     bench = Bench()
-    work = ThreadWork()
-    bench.mapper.work, bench.mapper.call_soon = work, work.queue
+    work, commands = ThreadWork(), ThreadWork()
+    bench.mapper.work, bench.mapper.call_soon = work, commands.queue
     bench.load("late", (Delay, 16384, "1:9 0 1"))
     yield bench
+    commands.close()
     work.close()
 
 
@@ -160,6 +164,25 @@ def test_thin_devices(bench: Bench, tmp_path: Path) -> None:
     assert not bench.disks[1].read_into(memoryview(image), 0)
     (tmp_path / "metadata").write_bytes(image)
     thin_tool("thin_check", str(tmp_path / "metadata"))
+
+
+@pytest.mark.parametrize("origin", ["1:0", "253:0"])
+@pytest.mark.parametrize("features", ["0", "1 writethrough", "1 metadata2"])
+def test_cache(bench: Bench, origin: str, features: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With all that takes seconds done in hundredths, in order that blocks are moved."""
+    for room, period in ((policy, "_PERIOD"), (state, "_IDLE_AFTER"), (bios, "COMMIT_PERIOD")):
+        monkeypatch.setattr(room, period, 0.01)
+    small = bench.load("small", (Linear, 640, "1:2 0"))
+    params = f"1:1 253:{small.minor} {origin} 64 {features} smq 0"
+    device = bench.load("cache", (Cache, SIZE, params))
+    assert submit_and_wait(device, Op.DISCARD, 0, SIZE, None) == 0
+    _hammer(bench, device, small)
+    before = _all(device)
+    assert int(status(device).split()[8]) > 0
+    bench.remove(device)
+    device = bench.load("cache", (Cache, SIZE, params))
+    assert _all(device) == before
+    _hammer(bench, device)
 
 
 @pytest.mark.parametrize("devices", ["253:0 1:1", "1:0 253:0"])
