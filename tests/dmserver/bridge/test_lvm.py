@@ -1,4 +1,4 @@
-"""LVM's thin volumes and raids on `dmserver run`."""
+"""LVM's thin volumes, raids and caches on `dmserver run`."""
 
 from __future__ import annotations
 
@@ -57,6 +57,30 @@ lvremove -q -y vg
 """
 
 
+CACHE = """
+set -e
+pvcreate -q -y /dev/loop20 /dev/loop21
+vgcreate -q vg /dev/loop20 /dev/loop21
+lvcreate -q -y -L 64M -n slow vg /dev/loop20
+mkfs.ext4 -q /dev/vg/slow
+lvcreate -q -y --type cache-pool -L 16M -n fast vg /dev/loop21
+lvconvert -q -y --type cache --cachepool vg/fast --cachemode writeback vg/slow
+dd if=/dev/zero of=/dev/vg/slow bs=64k count=16 seek=800 conv=fsync oflag=direct status=none
+vgchange -q -an vg
+vgchange -q -ay vg
+e2fsck -fn /dev/vg/slow
+echo == $(lvs --noheadings -o cache_mode,cache_used_blocks vg/slow)
+lvchange -q --cachemode writethrough vg/slow
+lvconvert -q -y --splitcache vg/slow
+e2fsck -fn /dev/vg/slow
+lvcreate -q -y -n vol -L 16M vg /dev/loop21
+lvconvert -q -y --type cache --cachevol vg/vol --cachemode passthrough vg/slow
+e2fsck -fn /dev/vg/slow
+lvconvert -q -y --uncache vg/slow
+lvremove -q -y vg
+"""
+
+
 def run(script: str, tmp_path: Path, disks: int, *programs: str) -> str:
     """What a script prints whose /dev/loop20 and on are `disks` disks."""
     for program in programs:
@@ -86,3 +110,8 @@ def test_thin_volumes(tmp_path: Path) -> None:
 def test_raids(tmp_path: Path) -> None:
     printed = run(RAID, tmp_path, 3, "lvcreate", "mkfs.ext4", "dmsetup")
     assert [line for line in printed.splitlines() if line.startswith("== ")] == ["== raid1 refresh needed", "== raid1"]
+
+
+def test_caches(tmp_path: Path) -> None:
+    printed = run(CACHE, tmp_path, 2, "lvcreate", "mkfs.ext4", "cache_check")
+    assert [line for line in printed.splitlines() if line.startswith("== ")] == ["== writeback 16"]
