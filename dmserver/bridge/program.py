@@ -15,6 +15,7 @@ from struct import unpack_from
 from dmserver.loop import Loop
 
 from .launch import enter, receive_listener
+from .rules import filter_program
 
 __all__ = ["Program"]
 
@@ -40,6 +41,7 @@ class Program:
     def __init__(self, argv: Sequence[str]) -> None:
         """Start `argv`. OSError when it is not found, or when the kernel refuses the filter."""
         path = _which(argv[0])
+        filter_program()  # is made by now: a child pays for every page that it touches
         self.status: int | None = None
         libc = ctypes.CDLL(None, use_errno=True)
         libc.prctl(PR_SET_CHILD_SUBREAPER, ctypes.c_ulong(1), ctypes.c_ulong(0), ctypes.c_ulong(0), ctypes.c_ulong(0))

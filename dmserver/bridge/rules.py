@@ -7,6 +7,7 @@ name), or of the bridge itself.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from typing import NamedTuple
 
 from .seccomp import build_filter
@@ -70,6 +71,7 @@ def rules_by_number() -> dict[int, tuple[str, SyscallRule]]:
     }
 
 
+@cache
 def filter_program() -> bytes:
     """The filter that selects just these system calls, for this machine."""
     return build_filter((name for rule in SYSCALL_RULES for name in rule.names), IOCTL_TYPES, machine())
