@@ -152,6 +152,11 @@ class MetadataSpaceMap(_SpaceMap):
         self.index = [_Entry(*entry) for entry in entries]
         self._load(blocks, allocated)
 
+    def touch(self, block: int) -> None:
+        """Give the bitmap that counts `block` another block now, as the kernel does with the first change to one."""
+        self.counts.dirty.add(block // PER_BITMAP)
+        self._renew(block // PER_BITMAP)
+
     def commit(self) -> None:
         """Last of all: no block may be allocated or freed from here to the end of the transaction."""
         self._commit_large()

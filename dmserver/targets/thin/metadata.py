@@ -259,6 +259,7 @@ class ThinMetadata:
             raise ThinMetadataError(errno.EBUSY, text)
         copy = _Superblock(*astuple(self._superblock))
         copy.data_space_map_root = copy.metadata_space_map_root = b""
+        self._metadata_map.touch(SUPERBLOCK)
         held = self._superblock.held_root = self.transaction.new(b"")
         self.transaction.pages[held] = copy.pack(held)
         self.transaction.counts.inc(copy.data_mapping_root)

@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from support.era import checked, eras
 from support.targets import Bench, pattern, status
 from support.thin import make_pool, message, thin_tool
 
@@ -21,6 +22,7 @@ from dmserver.targets.cache import bios, policy, state
 from dmserver.targets.cache.cache import Cache
 from dmserver.targets.crypt.crypt import Crypt
 from dmserver.targets.delay import Delay
+from dmserver.targets.era.era import Era
 from dmserver.targets.integrity.integrity import Integrity
 from dmserver.targets.linear import Linear
 from dmserver.targets.mirror.mirror import Mirror
@@ -183,6 +185,17 @@ def test_cache(bench: Bench, origin: str, features: str, monkeypatch: pytest.Mon
     device = bench.load("cache", (Cache, SIZE, params))
     assert _all(device) == before
     _hammer(bench, device)
+
+
+def test_era(bench: Bench, tmp_path: Path) -> None:
+    device = bench.load("e", (Era, SIZE, "1:1 253:0 8"))
+    _hammer(bench, device)
+    data = _all(device)
+    _suspend(device)
+    image = bytearray(bench.disks[1].bytes)
+    assert not bench.disks[1].read_into(memoryview(image), 0)
+    found = eras(checked(bytes(image), tmp_path / "metadata"))
+    assert [era > 0 for era in found] == [any(data[at * 4096 :][:4096]) for at in range(SIZE // 8)]
 
 
 @pytest.mark.parametrize("devices", ["253:0 1:1", "1:0 253:0"])

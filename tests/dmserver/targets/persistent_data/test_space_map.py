@@ -68,3 +68,16 @@ def test_a_broken_bitmap_is_refused() -> None:
     disk[bitmap] = disk[bitmap][:-1] + b"x"
     with pytest.raises(Corrupt, match="bitmap check failed: csum"):
         MetadataSpaceMap(Transaction(disk.__getitem__)).open(metadata.root)
+
+
+def test_a_bitmap_that_was_touched_moves_once() -> None:
+    work = Transaction({}.__getitem__)
+    metadata = MetadataSpaceMap(work)
+    metadata.create(1000)
+    metadata.commit()
+    work.committed()
+    metadata.touch(0)
+    block = work.new(b"")
+    metadata.commit()
+    assert metadata.index[0].block == block - 1
+    assert work.counts.allocated == 5
