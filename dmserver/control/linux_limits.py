@@ -75,7 +75,8 @@ def _area_fits(target: Target, bdev: BlockDevice, start: int, length: int, limit
 
 
 def _lines_up(table: DmTable, block: int) -> bool:
-    """validate_hardware_logical_block_alignment(): a block of `block` sectors that spans targets must suit them all."""
+    """validate_hardware_logical_block_alignment(): a block of `block` sectors that spans targets must suit them all.
+    It looks at the devices' limits once more, and what they log is logged once more."""
     line = start = remaining = 0
     for line, target in enumerate(table.targets):  # noqa: B007  # the last one is told about
         own = _device_limits(target).logical_block_size // SECTOR_SIZE

@@ -77,19 +77,17 @@ def _populate(call: Call, table: DmTable) -> None:
 
 def _add_target(call: Call, table: DmTable, kind: str, start: int, length: int, params: str) -> None:
     """dm_table_add_target()."""
-    device = f"{table.device.dev[0]}:{table.device.minor}"
     try:
         target_type = _admit(call, table, kind, start, length)
         table.add_target(target_type, start, length, split_args(params))
     except TargetError as failure:
         name = errno.errorcode.get(failure.errno, str(failure.errno))
-        call.control.complain(f"table: {device}: {kind}: {failure} (-{name})")
+        call.control.complain(f"table: {table.device.dev[0]}:{table.device.minor}: {kind}: {failure} (-{name})")
         raise Refusal(failure.errno, "error adding target to table") from failure
 
 
 def _admit(call: Call, table: DmTable, kind: str, start: int, length: int) -> type[Target]:
     """The checks before a constructor runs. TargetError for those that a target type makes."""
-    prefix = f"table: {table.device.dev[0]}:{table.device.minor}: "
     complaint = ""
     first = type(table.targets[0]) if table.targets else None
     target_type = None
@@ -102,18 +100,23 @@ def _admit(call: Call, table: DmTable, kind: str, start: int, length: int) -> ty
     elif (target_type := call.control.registry.get(kind)) is None:
         complaint = f"{kind}: unknown target type"
     if target_type is None:
-        call.control.complain(prefix + complaint)
+        call.control.complain(f"table: {table.device.dev[0]}:{table.device.minor}: {complaint}")
         raise Refusal(errno.EINVAL, "error adding target to table")
+    if target_type is not first:
+        _admit_type(table, target_type, first)
+    if start != table.size:
+        raise TargetError(errno.EINVAL, "Gap in table")
+    return target_type
+
+
+def _admit_type(table: DmTable, target_type: type[Target], first: type[Target] | None) -> None:
     features = target_type.features
     if first and TargetFeature.SINGLETON in features:
         raise TargetError(errno.EINVAL, "singleton target type must appear alone in table")
     if TargetFeature.ALWAYS_WRITEABLE in features and table.read_only:
         raise TargetError(errno.EINVAL, "target type may not be included in a read-only table")
-    if first and target_type is not first and TargetFeature.IMMUTABLE in features | first.features:
+    if first and TargetFeature.IMMUTABLE in features | first.features:
         raise TargetError(errno.EINVAL, "immutable target type cannot be mixed with other target types")
-    if start != table.size:
-        raise TargetError(errno.EINVAL, "Gap in table")
-    return target_type
 
 
 def _check_type(call: Call, device: DmDev, table: DmTable) -> None:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import lru_cache
 from math import lcm
+from operator import attrgetter
+from typing import TypeAlias
 
 from dmproto.wire import SECTOR_SIZE
 
 __all__ = ["QueueLimits"]
+
+_Shape: TypeAlias = tuple[int, int, int, int, int, int, bool]
 
 
 class QueueLimits:
@@ -28,38 +34,57 @@ class QueueLimits:
 
         False when the blocks of both do not line up.
         """
-        aligned = self._stack_alignment(below, below.alignment_at(start))
-        self.discard_granularity = max(self.discard_granularity, below.discard_granularity)
-        self.rotational |= below.rotational
+        before = _shape(self)
+        shape, aligned = _stack(before, _shape(below), below.alignment_at(start))
+        if shape != before:
+            for name, value in zip(_NAMES, shape, strict=True):
+                setattr(self, name, value)
         return aligned
 
     def alignment_at(self, sector: int) -> int:
         """Bytes from `sector` to the next boundary of what the device prefers (`queue_limit_alignment_offset`)."""
-        granularity = self._granularity
+        granularity = max(self.physical_block_size, self.io_min)
         return (granularity + self.alignment_offset - sector * SECTOR_SIZE % granularity) % granularity
 
-    @property
-    def _granularity(self) -> int:
-        return max(self.physical_block_size, self.io_min)
 
-    def _stack_alignment(self, below: QueueLimits, alignment: int) -> bool:
-        aligned = True
-        if self.alignment_offset != alignment:
-            top = self._granularity + self.alignment_offset
-            bottom = below._granularity + alignment
-            aligned = not max(top, bottom) % min(top, bottom)
-        self.logical_block_size = max(self.logical_block_size, below.logical_block_size)
-        self.physical_block_size = max(self.physical_block_size, below.physical_block_size)
-        self.io_min = max(self.io_min, below.io_min)
-        self.io_opt = _lcm_not_zero(self.io_opt, below.io_opt)
-        if self.physical_block_size % self.logical_block_size:
-            self.physical_block_size, aligned = self.logical_block_size, False
-        if self.io_min & self.physical_block_size - 1:
-            self.io_min, aligned = self.physical_block_size, False
-        if self.io_opt & self.physical_block_size - 1:
-            self.io_opt, aligned = 0, False
-        self.alignment_offset = _lcm_not_zero(self.alignment_offset, alignment) % self._granularity
-        return aligned and not self.alignment_offset % self.logical_block_size
+_NAMES = (
+    "logical_block_size",
+    "physical_block_size",
+    "io_min",
+    "io_opt",
+    "alignment_offset",
+    "discard_granularity",
+    "rotational",
+)
+_shape: Callable[[QueueLimits], _Shape] = attrgetter(*_NAMES)
+
+
+@lru_cache(64)  # a table of many targets is on few devices
+def _stack(top: _Shape, below: _Shape, alignment: int) -> tuple[_Shape, bool]:
+    logical, physical, io_min, io_opt, offset, discard_granularity, rotational = top
+    aligned = True
+    if offset != alignment:
+        ends = max(physical, io_min) + offset, max(below[1], below[2]) + alignment
+        aligned = not max(ends) % min(ends)
+    logical, physical, io_min = max(logical, below[0]), max(physical, below[1]), max(io_min, below[2])
+    io_opt = _lcm_not_zero(io_opt, below[3])
+    if physical % logical:
+        physical, aligned = logical, False
+    if io_min & physical - 1:
+        io_min, aligned = physical, False
+    if io_opt & physical - 1:
+        io_opt, aligned = 0, False
+    offset = _lcm_not_zero(offset, alignment) % max(physical, io_min)
+    shape = (
+        logical,
+        physical,
+        io_min,
+        io_opt,
+        offset,
+        max(discard_granularity, below[5]),
+        rotational or below[6],
+    )
+    return shape, aligned and not offset % logical
 
 
 def _lcm_not_zero(one: int, other: int) -> int:

@@ -14,6 +14,7 @@ from dmproto.wire import to_bytes, to_text
 __all__ = ["Arguments", "parse_sector", "parse_u32", "parse_uint", "split_args"]
 
 _SPACE = " \t\n\v\f\r\xa0"  # isspace(), which goes by Latin-1
+_words = re.compile(f"[^{_SPACE}]+").findall
 _ULL = re.compile(r"[ \t\n\v\f\r]*([0-9]+)\Z")
 _UINT = re.compile(r"\+?([0-9]+)\n?\Z")
 
@@ -26,6 +27,10 @@ def split_args(params: str) -> list[str]:
 
 
 def _split(params: str) -> list[str]:
+    return _split_quoted(params) if "\\" in params else _words(params)
+
+
+def _split_quoted(params: str) -> list[str]:
     args: list[str] = []
     current: list[str] | None = None
     characters = iter(params)

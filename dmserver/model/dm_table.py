@@ -32,6 +32,7 @@ class DmTable:
         self.targets: list[Target] = []
         self.pdevs: Counter[DmPdev] = Counter()
         self._resolve = resolve
+        self._taken: list[DmPdev] = []  # references of the newest target
         self._ends: list[int] = []
 
     @property
@@ -41,13 +42,12 @@ class DmTable:
     def add_target(self, kind: type[Target], begin: int, length: int, argv: Sequence[str]) -> Target:
         """Construct a target and append it. When `ctr` raises, the references it took are given back."""
         target = kind(self, begin, length)
-        before = self.pdevs.copy()
+        self._taken.clear()
         try:
             target.ctr(argv)
         except BaseException:
-            for pdev, count in (self.pdevs - before).items():
-                for _ in range(count):
-                    self.put_device(pdev)
+            for pdev in self._taken.copy():
+                self.put_device(pdev)
             raise
         self.targets.append(target)
         self._ends.append(begin + length)
@@ -69,10 +69,13 @@ class DmTable:
         key, path, bdev = self._resolve(name)
         pdev = self.device.mapper.pdevs.incr(key, path, bdev, self._user)
         self.pdevs[pdev] += 1
+        self._taken.append(pdev)
         return pdev
 
     def put_device(self, pdev: DmPdev) -> None:
         """Give one reference back."""
+        if pdev in self._taken:
+            self._taken.remove(pdev)
         self.pdevs[pdev] -= 1
         if not self.pdevs[pdev]:
             del self.pdevs[pdev]

@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dmproto.wire import to_text
+from dmserver.model import args
 from dmserver.model.args import Arguments, parse_sector, parse_u32, parse_uint, split_args
 
 WORDS = st.text(st.characters(exclude_characters=" \t\n\v\f\r\\", exclude_categories=["Cs"]), min_size=1).filter(
@@ -15,6 +16,11 @@ WORDS = st.text(st.characters(exclude_characters=" \t\n\v\f\r\\", exclude_catego
 @given(st.lists(WORDS))
 def test_words_are_split_at_white_space(words: list[str]) -> None:
     assert split_args(" \t".join(words)) == words
+
+
+@given(st.text(st.sampled_from("a \t\n\v\f\r\x1c\x85\xa0é")))
+def test_without_backslashes_the_short_way_says_the_same(params: str) -> None:
+    assert args._words(params) == args._split_quoted(params)
 
 
 @pytest.mark.parametrize(
