@@ -186,7 +186,7 @@ class Bios:
         while self._deferred:
             self._process(self._deferred.popleft(), actions)
         self.mover.move_more(actions)
-        if self._state.store.metadata.changed:
+        if self._state.store.metadata.changed or self._state.policy.busy:
             self._arm()
 
     def _process(self, bio: Bio, actions: Actions) -> None:
@@ -238,11 +238,10 @@ class Bios:
         """Move what there is to move, and commit."""
         if not self.mover.allowed:
             return
+        self.mover.try_again()
         self._work(actions)
         if self._state.store.metadata.changed and not self._state.read_only:
             self._state.store.after_commit(lambda error: None, actions)
-        if self._state.policy.busy:
-            self._arm()
 
     def drain(self) -> bool:
         """Wait until no block is being moved; False when that might be for ever. For the thread of commands."""

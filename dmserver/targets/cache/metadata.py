@@ -14,6 +14,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from itertools import chain, islice, repeat
 from typing import NamedTuple
 
 from ..persistent_data.array import Array
@@ -192,6 +193,9 @@ class CacheMetadata:
         superblock.mapping_root = self._mappings.resize(superblock.mapping_root, old, blocks, 0)
         if self._separate_dirty_bits:
             superblock.dirty_root = self._bits.resize(superblock.dirty_root, old, blocks)
+        if superblock.hint_root and blocks != old:  # lest `cache_check` miss some
+            hints = chain(self._hints.values(superblock.hint_root), repeat(0))
+            self._replace_hints(list(islice(hints, blocks)))
         superblock.cache_blocks = blocks
         self.changed = True
 
@@ -208,13 +212,13 @@ class CacheMetadata:
     def mappings(self, policy_name: bytes, policy_version: int, hint_size: int) -> Iterator[Mapping]:
         """All that is cached, by cache block; with hints if they are those of this policy."""
         superblock = self._superblock
-        hints: Iterable[int | None] = [None] * self.cache_blocks
+        hints: Iterable[int | None] = ()
         known = (superblock.policy_name, superblock.policy_version[0], superblock.policy_hint_size)
         if self.clean_when_opened and known == (policy_name, policy_version, hint_size) and superblock.hint_root:
-            hints = list(self._hints.values(superblock.hint_root))
+            hints = self._hints.values(superblock.hint_root)
         dirty = set(self._bits.members(superblock.dirty_root)) if self._separate_dirty_bits else None
         values = self._mappings.values(superblock.mapping_root)
-        for cblock, (value, hint) in enumerate(zip(values, hints, strict=False)):
+        for cblock, (value, hint) in enumerate(zip(values, chain(hints, repeat(None)), strict=False)):
             if value & _VALID:
                 is_dirty = bool(value & _DIRTY) if dirty is None else cblock in dirty
                 yield Mapping(cblock, value >> _FLAG_BITS, is_dirty or not self.clean_when_opened, hint)
@@ -265,7 +269,10 @@ class CacheMetadata:
         superblock = self._superblock
         superblock.policy_name, superblock.policy_version = policy_name, policy_version
         superblock.policy_hint_size = 4
-        if superblock.hint_root:
-            self._hints.delete(superblock.hint_root)
-        superblock.hint_root = self._hints.new(hints)
+        self._replace_hints(hints)
         self.changed = True
+
+    def _replace_hints(self, hints: Iterable[int]) -> None:
+        if self._superblock.hint_root:
+            self._hints.delete(self._superblock.hint_root)
+        self._superblock.hint_root = self._hints.new(hints)

@@ -53,6 +53,7 @@ class Mover:
         self._defer = defer
         self._kcopyd = Kcopyd()
         self._under_way = self._copies = 0
+        self._failed = False
         self._ready: deque[Migration] = deque()
 
     @property
@@ -66,10 +67,14 @@ class Mover:
 
     # -- beginning --------------------------------------------------------------------------------------
 
+    def try_again(self) -> None:
+        """Some time has passed since something could not be moved."""
+        self._failed = False
+
     def move_more(self, actions: Actions) -> None:
-        """Begin what the policy wants moved (`check_migrations`)."""
+        """Begin what the policy wants moved (`check_migrations`), unless a block could not be moved just now."""
         state, threshold = self._state, self._state.settings.migration_threshold
-        while self.allowed and not state.read_only:
+        while self.allowed and not self._failed:
             volume = (self._copies + 1) * state.block_size
             work = state.policy.next_work(idle=state.tracker.idle and volume <= threshold)
             if work is None:
@@ -150,8 +155,9 @@ class Mover:
     def _update(self, migration: Migration, actions: Actions) -> None:
         state = self._state
         operation = migration.work.operation if migration.work else None
-        if migration.error or operation is Operation.WRITEBACK:
-            self._end(migration, actions, success=not migration.error)
+        failed = migration.error or (state.read_only and operation is not Operation.WRITEBACK)
+        if failed or operation is Operation.WRITEBACK:
+            self._end(migration, actions, success=not failed)
             return
         try:
             if operation is Operation.PROMOTE:
@@ -193,6 +199,7 @@ class Mover:
             actions.append(lambda: self._defer(waiting))
         self._copies -= work is not None and bio is None
         self._under_way -= 1
+        self._failed |= not success
         self._state.store.lock.notify_all()
         actions.append(self._state.device.io.release)
         if success:

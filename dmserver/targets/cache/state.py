@@ -160,7 +160,7 @@ class CacheState(Owner):
     # -- modes ------------------------------------------------------------------------------------------
 
     def set_mode(self, new: Mode, actions: Actions) -> None:
-        """Change the mode, as far as that is possible (`set_cache_mode`)."""
+        """Change the mode, as far as that is possible (`set_cache_mode`). No mode is left for a better one."""
         old = self.mode
         if new is Mode.WRITE and self.store.metadata.needs_check:
             self.log("unable to switch cache to write mode until repaired.")
@@ -169,6 +169,7 @@ class CacheState(Owner):
             new = old
         self.mode = new
         if new is not old:
+            self.policy.migrates = False
             actions.append(self._event)
             self.log(f"switching cache to {_MODES[new]} mode")
 

@@ -69,6 +69,8 @@ def test_there_is_nothing_behind_the_end(index: int) -> None:
         array.get(root, index)
     with pytest.raises(Corrupt, match=f"array {root}: no "):
         array.set(root, index, 1)
+    with pytest.raises(Corrupt, match=f"array {root}: no block"):
+        array.resize(root, index + 600, index, 0)
 
 
 def test_blocks_of_other_values_are_refused() -> None:

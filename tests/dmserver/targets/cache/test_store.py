@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import errno
+
+import pytest
+from support.cache import DEVICES, load, make_cache
+from support.targets import Bench, status
+from support.thin import log
+
+from dmserver.model.dm_target import TargetError
+from dmserver.targets.cache.cache import Cache
+from dmserver.targets.linear import Linear
+from dmserver.targets.persistent_data.block import BLOCK_SIZE
+
+FAILED = (errno.EINVAL, "Error creating metadata object")
+
+
+def test_tables_share_their_metadata() -> None:
+    bench = Bench()
+    device = make_cache(bench)
+    load(bench, "1 metadata2 smq 0")
+    assert status(device).split()[1] == "10/128"
+    load(bench, "1 writethrough smq 0")
+    assert status(device).split()[1] == "10/128"
+    with pytest.raises(TargetError, match="Error creating metadata object"):
+        bench.table(device, (Cache, 4096, f"{DEVICES} 128 0 smq 0"))
+    assert log(bench)[-1] == (
+        "device-mapper: cache metadata: data_block_size (128) different from that in metadata (64)"
+    )
+
+
+def test_metadata_of_another_block_size() -> None:
+    bench = Bench()
+    bench.remove(make_cache(bench))
+    assert bench.refusal(Cache, 4096, f"{DEVICES} 128 0 smq 0") == FAILED
+    assert log(bench)[-1] == (
+        "device-mapper: cache metadata: changing the data block size (from 64 to 128) is not supported"
+    )
+
+
+def test_what_is_no_metadata() -> None:
+    bench = Bench()
+    bench.disks[1].write_from(memoryview(b"\1" * BLOCK_SIZE), 0)
+    number = errno.ENOTBLK
+    assert bench.refusal(Cache, 4096, f"{DEVICES} 128 0 smq 0") == (number, FAILED[1])
+    assert log(bench)[-3:] == [
+        "device-mapper: cache metadata: sb_check failed: blocknr 72340172838076673: wanted 0",
+        "device-mapper: block manager: superblock validator check failed for block 0",
+        "device-mapper: cache metadata: couldn't read lock superblock",
+    ]
+
+
+def test_broken_metadata() -> None:
+    bench = Bench()
+    bench.remove(make_cache(bench))
+    bench.disks[1].write_from(memoryview(b"\1" * 30 * BLOCK_SIZE), BLOCK_SIZE)
+    assert bench.refusal(Cache, 4096, f"{DEVICES} 64 0 smq 0") == (errno.EILSEQ, FAILED[1])
+    assert "check failed" in log(bench)[-1]
+
+
+def test_a_device_that_cannot_be_read() -> None:
+    bench = Bench()
+    bench.disks[1].fail = lambda bio: True
+    assert bench.refusal(Cache, 4096, f"{DEVICES} 64 0 smq 0") == (errno.EIO, FAILED[1])
+
+
+def test_nothing_waits_for_a_device_that_is_suspended() -> None:
+    bench = Bench()
+    below = bench.load("below", (Linear, 4096, "1:1 0"))
+    bench.suspend(below)
+    assert bench.refusal(Cache, 4096, "253:0 1:2 1:0 64 0 smq 0") == (errno.EAGAIN, FAILED[1])
