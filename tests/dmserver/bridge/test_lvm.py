@@ -80,6 +80,25 @@ lvconvert -q -y --uncache vg/slow
 lvremove -q -y vg
 """
 
+WRITECACHE = """
+set -e
+pvcreate -q -y /dev/loop20 /dev/loop21
+vgcreate -q vg /dev/loop20 /dev/loop21
+lvcreate -q -y -L 64M -n slow vg /dev/loop20
+mkfs.ext4 -q /dev/vg/slow
+lvcreate -q -y -an -n fast -L 16M vg /dev/loop21
+lvconvert -q -y --type writecache --cachevol vg/fast --cachesettings autocommit_blocks=16 vg/slow
+dd if=/dev/zero of=/dev/vg/slow bs=64k count=16 seek=800 conv=fsync oflag=direct status=none
+vgchange -q -an vg
+vgchange -q -ay vg
+e2fsck -fn /dev/vg/slow
+echo == $(lvs --noheadings -o writecache_total_blocks,writecache_free_blocks,writecache_error vg/slow)
+dmsetup message vg-slow 0 flush
+lvconvert -q -y --uncache vg/slow
+e2fsck -fn /dev/vg/slow
+lvremove -q -y vg
+"""
+
 
 def run(script: str, tmp_path: Path, disks: int, *programs: str) -> str:
     """What a script prints whose /dev/loop20 and on are `disks` disks."""
@@ -115,3 +134,8 @@ def test_raids(tmp_path: Path) -> None:
 def test_caches(tmp_path: Path) -> None:
     printed = run(CACHE, tmp_path, 2, "lvcreate", "mkfs.ext4", "cache_check")
     assert [line for line in printed.splitlines() if line.startswith("== ")] == ["== writeback 16"]
+
+
+def test_writecaches(tmp_path: Path) -> None:
+    printed = run(WRITECACHE, tmp_path, 2, "lvcreate", "mkfs.ext4", "dmsetup")
+    assert [line for line in printed.splitlines() if line.startswith("== ")] == ["== 31774 29726 0"]
