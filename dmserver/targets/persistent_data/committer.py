@@ -22,7 +22,7 @@ from .commit import Commit, write_commit
 if TYPE_CHECKING:
     from ...model.dm_dev import DmDev
 
-__all__ = ["METADATA_FAILURES", "Committer", "Metadata"]
+__all__ = ["METADATA_FAILURES", "Changes", "Committer", "Metadata"]
 
 METADATA_FAILURES = (OSError, Corrupt)
 
@@ -37,6 +37,25 @@ class Metadata(Protocol):
 
     def committed(self) -> None:
         """The `Commit` is on the disk."""
+
+
+class Changes:
+    """A lock that is held, and what to do after, if nothing was raised. Every bio takes one, so it is no generator."""
+
+    __slots__ = ("_actions", "_lock")
+
+    def __init__(self, lock: threading.Condition) -> None:
+        self._lock = lock
+        self._actions: Actions = []
+
+    def __enter__(self) -> Actions:
+        self._lock.acquire()
+        return self._actions
+
+    def __exit__(self, kind: type[BaseException] | None, *failure: object) -> None:
+        self._lock.release()
+        if kind is None:
+            run(self._actions)
 
 
 class Committer(ABC):
@@ -78,13 +97,9 @@ class Committer(ABC):
 
     # -- what the owner uses ----------------------------------------------------------------------------
 
-    @contextmanager
-    def changes(self) -> Iterator[Actions]:
+    def changes(self) -> Changes:
         """Hold the lock; what was collected is done once it is free."""
-        actions: Actions = []
-        with self.lock:
-            yield actions
-        run(actions)
+        return Changes(self.lock)
 
     @contextmanager
     def quiet(self) -> Iterator[Actions]:
