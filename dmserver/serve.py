@@ -21,7 +21,7 @@ from .client import SOCKET_DEFAULT, default_socket
 from .host import Host, Personality
 from .loop import Loop
 from .server import Policy, Server
-from .store import Store
+from .store import Store, lock
 
 if TYPE_CHECKING:
     from .bridge.bridge import Bridge
@@ -195,6 +195,7 @@ def _serve(options: argparse.Namespace) -> int:
         stack.callback(host.close)
         store = Store(options.state, host) if options.state else None
         if store is not None:
+            stack.callback(os.close, lock(options.state))
             store.restore()
             stack.callback(store.save)
         host.mapper.events.on_log(logging.getLogger("dmserver.kernel").info)

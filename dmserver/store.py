@@ -15,6 +15,8 @@ or "netbsd", whose target type it is. Numbers in `params` stand for the paths in
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import logging
 import os
@@ -35,13 +37,26 @@ from .model.dm_dev import DmDev
 from .model.dm_table import DmTable
 from .model.dm_target import StatusType, Target, TargetError, split_args
 
-__all__ = ["FORMAT", "Store"]
+__all__ = ["FORMAT", "Store", "lock"]
 
 FORMAT = 1
 
 State = dict[str, Any]
 
 _log = logging.getLogger("dmserver")
+
+
+def lock(path: str) -> int:
+    """Have a state file to oneself; returns a descriptor that holds it until it is closed. OSError(EBUSY) when another
+    server has it. The lock is on a file beside, `.FILE.lock`, because the state itself is replaced by each change."""
+    beside = Path(path).with_name(f".{Path(path).name}.lock")
+    fd = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        raise OSError(errno.EBUSY, "another server keeps its state there", path) from None
+    return fd
 
 
 class Store:

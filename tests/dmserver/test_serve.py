@@ -214,6 +214,16 @@ def test_a_service_manager_passes_one_socket(count: str, monkeypatch: pytest.Mon
         inherited()
 
 
+def test_two_servers_do_not_share_a_state(directory: Path) -> None:
+    state = ["--state", str(directory / "state")]
+    with program("--socket", str(directory / "a"), *state) as process:
+        ready(process)
+        with program("--socket", str(directory / "b"), *state) as second:
+            assert second.wait(30) == 1
+            assert second.stderr is not None
+            assert "another server keeps its state there" in second.stderr.read()
+
+
 def test_the_state_survives_even_a_kill(directory: Path) -> None:
     arguments = ["--socket", str(directory / "s"), "--state", str(directory / "state"), "--pdev", "/dev/ram0=ram:1M"]
     with program(*arguments) as process:
