@@ -107,8 +107,11 @@ class Era(Target):
     # -- bios -------------------------------------------------------------------------------------------
 
     def map(self, bio: Bio) -> MapResult:
-        bio.bdev, bio.sector = self.origin_dev.bdev, self.offset(bio.sector)
-        if bio.op in (Op.READ, Op.FLUSH) or self.metadata.marked.issuperset(self._blocks(bio)):
+        bio.bdev = self.origin_dev.bdev
+        if bio.op is Op.FLUSH:
+            return MapResult.REMAPPED
+        bio.sector = self.offset(bio.sector)
+        if bio.op is Op.READ or self.metadata.marked.issuperset(self._blocks(bio)):
             return MapResult.REMAPPED
         with self._lock:
             self._deferred.append(bio)

@@ -103,6 +103,14 @@ def test_what_is_written_when(bench: Bench, tmp_path: Path) -> None:
     assert device.limits.io_opt == BLOCK * 512
 
 
+def test_a_target_that_begins_elsewhere(bench: Bench) -> None:
+    device = bench.load("e", (Linear, 24, "1:2 0"), (Era, SIZE, "1:1 1:0 8"))
+    write(device, 20, pattern(1, 20, 8))
+    flush(device)
+    assert read(bench.disks[0], 0, 4) == pattern(1, 24, 4)
+    assert read(device, 20, 8) == pattern(1, 20, 8)
+
+
 def test_a_write_waits_until_its_mark_is_committed(bench: Bench) -> None:
     device = load(bench)
     bench.disks[1].slow = True

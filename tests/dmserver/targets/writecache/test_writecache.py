@@ -153,6 +153,15 @@ def test_a_full_cache_is_gone_around(bench: Bench) -> None:
     assert read(device, 0, ROOM + 4) == pattern(1, 0, ROOM + 4)
 
 
+def test_a_target_that_begins_elsewhere(bench: Bench) -> None:
+    device = bench.load("w", (Linear, 24, "1:2 0"), (Writecache, SIZE, "s 1:0 1:1 512 0"))
+    write(device, 20, pattern(1, 20, 8))
+    flush(device)
+    assert read(device, 20, 8) == pattern(1, 20, 8)
+    bench.remove(device)
+    assert read(load(bench), 0, 4) == pattern(1, 24, 4)
+
+
 def test_bios_must_be_aligned(bench: Bench) -> None:
     bench.disks[1] = FaultyDisk(1)
     device = bench.load("w", (Writecache, SIZE, "s 1:0 1:1 4096 0"))
