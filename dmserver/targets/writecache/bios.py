@@ -11,7 +11,7 @@ from enum import Enum, auto
 
 from ...model.dm_target import SECTOR_SIZE, Bio, BlockDevice, MapResult, Op
 from .cache import Entry
-from .io import InFlight, WritecacheIo
+from .io import IdleTime, InFlight, WritecacheIo
 
 __all__ = ["Bios", "Carried", "Stats"]
 
@@ -94,7 +94,7 @@ class Bios:
         self._written = written
         self._wake = wake
         self.stats = Stats()
-        self.around = InFlight(now)
+        self.around = IdleTime(now)
         self.cleaner = self.metadata_only = False
         self.autocommit_blocks = self.high_watermark = 0
 

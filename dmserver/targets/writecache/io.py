@@ -19,7 +19,7 @@ from ...model.dm_target import BlockDevice, Kcopyd, Op
 from ..serial import Done, Job, Request, SerialQueue, Step
 from .cache import Cache, Entry
 
-__all__ = ["InFlight", "WritecacheIo"]
+__all__ = ["IdleTime", "InFlight", "WritecacheIo"]
 
 #: How many blocks a writeback takes at a time, unless it is to take all (`WRITEBACK_LATENCY`).
 WRITEBACK_LATENCY = 64
@@ -32,14 +32,12 @@ Run = list[Entry]
 
 
 class InFlight:
-    """Counts bios under way. `idle_since`: when the last one ended, by the clock `now`."""
+    """Counts bios under way."""
 
-    def __init__(self, now: Callable[[], float]) -> None:
-        self._now = now
+    def __init__(self) -> None:
         self._lock = threading.Lock()
         self._then: Done | None = None
         self.count = 0
-        self.idle_since = float("-inf")
 
     def begin(self) -> None:
         with self._lock:
@@ -48,12 +46,10 @@ class InFlight:
     def end(self) -> None:
         with self._lock:
             self.count -= 1
-            if self.count:
+            if self.count or self._then is None:
                 return
-            self.idle_since = self._now()
             then, self._then = self._then, None
-        if then:
-            then(0)
+        then(0)
 
     def idle(self, done: Done) -> None:
         """A `Step`: wait until none is under way. Only one may wait."""
@@ -62,6 +58,23 @@ class InFlight:
                 self._then = done
                 return
         done(0)
+
+
+class IdleTime(InFlight):
+    """Knows for how many seconds of the clock `now` nothing has been under way (`dm_io_tracker`)."""
+
+    def __init__(self, now: Callable[[], float]) -> None:
+        super().__init__()
+        self._now = now
+        self._since = float("-inf")
+
+    def end(self) -> None:
+        super().end()
+        self._since = self._now()
+
+    @property
+    def seconds(self) -> float:
+        return 0.0 if self.count else self._now() - self._since
 
 
 class _Copies:
@@ -138,8 +151,8 @@ class WritecacheIo:
         self.blocked: list[Callable[[], None]] = []
         self.turns = SerialQueue()
         self.writebacks = SerialQueue()
-        self.reads = InFlight(now)
-        self.writes = InFlight(now)
+        self.reads = InFlight()
+        self.writes = InFlight()
         self._kcopyd = Kcopyd()
 
     def block_sector(self, entry: Entry) -> int:

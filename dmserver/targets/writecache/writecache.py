@@ -273,7 +273,7 @@ class Writecache(Target):
             self._woken = False
             return
         pause = self._option("pause_writeback", PAUSE_WRITEBACK) / 1000
-        idle = 0.0 if self.bios.around.count else self.now() - self.bios.around.idle_since
+        idle = self.bios.around.seconds
         if idle < pause and not self.bios.cleaner:
             self.call_later(min(pause - idle, LONGEST_PAUSE), self._write_back)
             return

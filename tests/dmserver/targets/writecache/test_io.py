@@ -6,7 +6,7 @@ from support.targets import FaultyDisk, read, write
 from dmserver.io.bio import Op
 from dmserver.targets.serial import Job
 from dmserver.targets.writecache.cache import Cache
-from dmserver.targets.writecache.io import InFlight, WritecacheIo
+from dmserver.targets.writecache.io import IdleTime, InFlight, WritecacheIo
 from dmserver.targets.writecache.layout import Metadata
 
 
@@ -32,16 +32,27 @@ def fill(io: WritecacheIo, disk: FaultyDisk, sectors: range) -> None:
 
 
 def test_a_job_waits_for_bios_under_way() -> None:
+    in_flight, ended = InFlight(), []
+    in_flight.idle(ended.append)
+    in_flight.begin()
+    in_flight.begin()
+    in_flight.idle(ended.append)
+    in_flight.end()
+    assert ended == [0]
+    in_flight.end()
+    assert ended == [0, 0]
+
+
+def test_idle_time() -> None:
     clock = [1.0]
-    in_flight, ended = InFlight(lambda: clock[0]), []
-    in_flight.idle(ended.append)
-    in_flight.begin()
-    in_flight.begin()
-    in_flight.idle(ended.append)
-    in_flight.end()
-    assert (ended, in_flight.idle_since) == ([0], float("-inf"))
-    in_flight.end()
-    assert (ended, in_flight.idle_since) == ([0, 0], 1.0)
+    around = IdleTime(lambda: clock[0])
+    assert around.seconds == float("inf")
+    around.begin()
+    clock[0] = 3.0
+    assert around.seconds == 0
+    around.end()
+    clock[0] = 4.5
+    assert around.seconds == 1.5
 
 
 def test_a_commit_writes_the_superblock_last(disks: tuple[FaultyDisk, FaultyDisk]) -> None:
