@@ -1,6 +1,7 @@
 """What a connection sends: the replies of a batch side by side in one buffer, sent at once.
 
-A reply goes out whole, under `sending`, which threads share; the buffer belongs to the connection's own thread.
+A reply goes out whole, under `sending` where another thread may have one, too; the buffer belongs to the connection's
+own thread.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@ connection's thread; everything else is a bio (`nbd_pending`). Rules:
 
 1. A route is entered for the requests at hand and left before anything is sent: a client that reads slowly must not
    keep a device from being suspended.
-2. Replies go out whole, under the replies' `sending`. One that has begun cannot turn into an error: if its data
-   fail, the connection ends.
+2. Replies go out whole, under the replies' `sending` unless nothing is under way. One that has begun cannot turn into
+   an error: if its data fail, the connection ends.
 """
 
 from __future__ import annotations
