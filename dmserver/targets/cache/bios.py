@@ -76,7 +76,7 @@ class Bios:
         cblock = state.policy.lookup(block)
         if cblock is None:
             fast = write and self.mover.needs_no_copy(block, bio)
-            if work := state.policy.missed(block, write=write, fast=fast):
+            if work := state.policy.missed(block, fast=fast):
                 self._locks.leave(block, actions)
                 self._arm()
                 self.mover.start(work, bio, actions)

@@ -111,7 +111,7 @@ class Policy:
         self.kind = kind
         self.migrates = kind.migrates
         self.blocks = blocks
-        self._now = now
+        self._now, self._begin = now, now()
         self._entries: dict[int, _Entry] = {}
         self._by_cblock: dict[int, _Entry] = {}
         #: Each in the order of use, least recently used first.
@@ -200,25 +200,23 @@ class Policy:
             (self._dirty if entry.dirty else self._clean).move_to_end(oblock)
         return entry.cblock
 
-    def missed(self, oblock: int, *, write: bool, fast: bool) -> Work | None:
-        """`lookup` found nothing; `fast`: no copy is needed. Returns a promotion that its bio is to do, while others
-        are queued."""
+    def missed(self, oblock: int, *, fast: bool) -> Work | None:
+        """`lookup` found nothing; `fast`: a write needs no copy. Returns a promotion that its bio is to do, while
+        others are queued."""
         hot = self._heat(oblock)
-        if fast and write and self._free and self.migrates and oblock not in self._promoting:
-            return self._promotion(oblock)
-        if not (hot and self.migrates) or oblock in self._promoting:
+        if not self.migrates or oblock in self._promoting:
             return None
-        if not self._free:
-            self._make_room()
-        elif fast:
+        if fast and self._free:
             return self._promotion(oblock)
-        else:
+        if hot and self._free:
             self._queued.append(self._promotion(oblock))
+        elif hot:
+            self._make_room()
         return None
 
     def _heat(self, oblock: int) -> bool:
         """Remember a miss; True when there was another in an earlier period."""
-        period = int(self._now() / _PERIOD)
+        period = int((self._now() - self._begin) / _PERIOD)
         before = self._missed.setdefault(oblock, period)
         self._missed.move_to_end(oblock)
         if len(self._missed) > self._hotspots:

@@ -12,14 +12,14 @@ class Clocked(Policy):
         self.clock = 0.0
         super().__init__(KINDS[kind], blocks, lambda: self.clock)
 
-    def miss(self, oblock: int, *, write: bool = False, fast: bool = False) -> Work | None:
+    def miss(self, oblock: int, *, fast: bool = False) -> Work | None:
         assert self.lookup(oblock) is None
-        return self.missed(oblock, write=write, fast=fast)
+        return self.missed(oblock, fast=fast)
 
     def fill(self) -> None:
         """Cache block n holds origin block 100 + n."""
         for oblock in range(100, 100 + self.blocks):
-            work = self.miss(oblock, write=True, fast=True)
+            work = self.miss(oblock, fast=True)
             assert work
             self.complete(work, success=True)
 
@@ -60,11 +60,11 @@ def test_misses_of_long_ago_are_forgotten() -> None:
 
 def test_a_write_that_needs_no_copy_is_promoted_at_once() -> None:
     policy = Clocked(blocks=1)
-    work = policy.miss(5, write=True, fast=True)
+    work = policy.miss(5, fast=True)
     assert work
-    assert policy.miss(6, write=True, fast=True) is None
+    assert policy.miss(6, fast=True) is None
     assert (work.operation, work.oblock, work.cblock) == (Operation.PROMOTE, 5, 0)
-    assert policy.miss(5, write=True, fast=True) is None
+    assert policy.miss(5, fast=True) is None
     policy.complete(work, success=False)
     assert policy.lookup(5) is None
     assert policy.residency == 0
@@ -109,7 +109,7 @@ def test_the_idle_write_back() -> None:
 def test_the_cleaner_only_cleans() -> None:
     policy = Clocked("cleaner")
     policy.load([(2, 5, True, None)])
-    policy.miss(7, write=True, fast=True)
+    policy.miss(7, fast=True)
     policy.clock = 1
     policy.miss(7)
     assert policy.work() == [(Operation.WRITEBACK, 5, 2)]
@@ -148,7 +148,7 @@ def test_a_smaller_cache() -> None:
     policy.load([(1, 5, False, None), (6, 7, False, None)])
     policy.shrink(4)
     assert (policy.lookup(5), policy.lookup(7), policy.residency, policy.hints()) == (1, None, 1, [0, 0, 0, 0])
-    work = [policy.miss(oblock, write=True, fast=True) for oblock in range(4)]
+    work = [policy.miss(oblock, fast=True) for oblock in range(4)]
     assert [each and each.cblock for each in work] == [0, 2, 3, None]
 
 
