@@ -18,6 +18,8 @@ __all__ = ["Loop"]
 
 Callback = Callable[[], None]
 
+_BATCH = 64  #: descriptors handed out at once; room for more costs time at each wake-up
+
 
 class Loop:
     """`EPOLL*` bits are those of `select`; a descriptor is level-triggered unless it asks for EPOLLET."""
@@ -82,7 +84,7 @@ class Loop:
         self._running = True
         poll, callbacks = self._epoll.poll, self._callbacks
         while self._running:
-            for fd, events in poll(self._timeout() if self._timers else -1):
+            for fd, events in poll(self._timeout() if self._timers else -1, _BATCH):
                 callback = callbacks.get(fd)
                 if callback is not None:
                     callback(events)
