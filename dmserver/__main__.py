@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -35,31 +34,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parse(words: Sequence[str]) -> argparse.Namespace:
     """Only the module of the subcommand is imported, unless a completion script has to know all of them."""
-    parser = argparse.ArgumentParser(
-        prog="dmserver", description="A device-mapper that runs anywhere.", formatter_class=_formatter
-    )
+    parser = argparse.ArgumentParser(prog="dmserver", description="A device-mapper that runs anywhere.")
     add_completion(parser)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", prog=parser.prog)
     chosen = [name for name in COMMANDS if words[:1] == [name]]
     for name in chosen or COMMANDS:
         module, text = COMMANDS[name]
-        command = commands.add_parser(name, help=text, description=text, formatter_class=_formatter)
+        command = commands.add_parser(name, help=text, description=text)
         if chosen or words[:1] == ["--print-completion"]:
             import_module(module).add_arguments(command)
     return parser.parse_args(words)
-
-
-def _formatter(prog: str) -> argparse.HelpFormatter:
-    """argparse makes one for every argument, help or not. Left alone it asks shutil for the terminal's width, and that
-    takes longer to import than argparse itself."""
-    return argparse.HelpFormatter(prog, width=_columns() - 2)
-
-
-def _columns() -> int:
-    try:
-        return int(os.environ.get("COLUMNS") or os.get_terminal_size().columns) or 80
-    except (ValueError, OSError):
-        return 80
 
 
 if __name__ == "__main__":

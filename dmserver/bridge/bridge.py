@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import stat
+import tempfile
 from functools import cached_property
 from struct import unpack_from
 from typing import TYPE_CHECKING
@@ -14,7 +16,6 @@ from dmserver.host import Host
 from dmserver.loop import Loop
 from dmserver.model.keyring import Keyring
 
-from . import scratch
 from .caller import Caller
 from .control import ControlNodes, Door
 from .devices import Devices
@@ -66,7 +67,7 @@ class Bridge:
         self.opens = Opens(host.mapper)
         self.devices = Devices(host.mapper, host.registry, self.opens.sweep)
         self.space = Namespace(self.devices, self._private)
-        self._root = scratch.make()
+        self._root = os.fsencode(tempfile.mkdtemp(prefix="dm"))
         self.paths = Paths(self.space, self._root + b"/shadow")
         self.files: Files = Files(self)
         host.mapper.call_soon = loop.call_soon_threadsafe
@@ -80,7 +81,7 @@ class Bridge:
             supervisor.close()
         self.control.close()
         self.opens.close()
-        scratch.remove(self._root)
+        shutil.rmtree(self._root, ignore_errors=True)
 
     def supervise(self, listener: int) -> None:
         """Answer what comes from a filter's listener until the last process under it is gone. Closes `listener`."""

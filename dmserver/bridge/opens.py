@@ -17,6 +17,7 @@ import fcntl
 import itertools
 import os
 import sys
+import tempfile
 import threading
 from struct import Struct
 from typing import TYPE_CHECKING
@@ -25,7 +26,6 @@ from dmserver.io.blockdev import BlockDevice
 from dmserver.io.disk import Disk
 from dmserver.model.mapper import Mapper
 
-from . import scratch
 from .caller import Caller
 from .supervisor import ANSWERED, Call, Outcome
 
@@ -137,7 +137,7 @@ class Opens:
         """The directory of mapped devices, mounted when the first is opened. OSError(EIO), after the reason was
         told on standard error."""
         if self._mount is None:
-            directory = os.fsdecode(scratch.make())
+            directory = tempfile.mkdtemp(prefix="dm")
             try:
                 from dmserver.io.fusefs import FuseMount
 

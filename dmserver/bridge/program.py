@@ -6,6 +6,7 @@ import ctypes
 import errno
 import os
 import select
+import shutil
 import signal
 import socket
 import sys
@@ -40,7 +41,9 @@ class Program:
 
     def __init__(self, argv: Sequence[str]) -> None:
         """Start `argv`. OSError when it is not found, or when the kernel refuses the filter."""
-        path = _which(argv[0])
+        path = shutil.which(argv[0])
+        if path is None:
+            raise FileNotFoundError(errno.ENOENT, "command not found", argv[0])
         filter_program()  # is made by now: a child pays for every page that it touches
         self.status: int | None = None
         libc = ctypes.CDLL(None, use_errno=True)
@@ -100,15 +103,6 @@ class Program:
                 return
             if pid == self.pid:
                 self.status = status
-
-
-def _which(name: str) -> str:
-    """The program that a shell would start. FileNotFoundError when there is none."""
-    for directory in ("",) if "/" in name else os.get_exec_path():
-        path = os.path.join(directory, name)
-        if os.access(path, os.X_OK) and not os.path.isdir(path):
-            return path
-    raise FileNotFoundError(errno.ENOENT, "command not found", name)
 
 
 def _signalfd(libc: ctypes.CDLL, signals: set[signal.Signals]) -> int:

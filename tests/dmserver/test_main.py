@@ -17,16 +17,6 @@ def test_help_names_every_subcommand(capsys: pytest.CaptureFixture[str]) -> None
     assert all(name in text for name in COMMANDS)
 
 
-@pytest.mark.parametrize(("columns", "width"), [("72", 72), ("0", 80), ("wide", 80)])
-def test_help_keeps_to_the_terminals_width(
-    columns: str, width: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("COLUMNS", columns)
-    with pytest.raises(SystemExit):
-        main(["serve", "--help"])
-    assert width - 10 < max(map(len, capsys.readouterr().out.splitlines())) <= width
-
-
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_subcommand_explains_itself(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     module = import_module(COMMANDS[name][0])

@@ -17,7 +17,7 @@ TOOL = [sys.executable, "-m", "dmserver", "run"]
 
 #: What takes long to import, and rooms that only programs with devices need.
 DEAR = {
-    *("construct", "dataclasses", "inspect", "json", "logging", "random", "shutil", "tempfile", "traceback"),
+    *("construct", "dataclasses", "inspect", "json", "logging", "traceback"),
     *("dmproto.linux", "dmproto.proplib", "dmproto.records"),
     *("dmserver.bridge.blockioctl", "dmserver.bridge.changes", "dmserver.bridge.join", "dmserver.bridge.loopdev"),
     *("dmserver.bridge.sysfs", "dmserver.control.linux_table", "dmserver.control.netbsd", "dmserver.io.mapped"),
