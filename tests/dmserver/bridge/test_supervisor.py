@@ -29,7 +29,9 @@ HEADER = r"""
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sched.h>
 #include <sys/ioctl.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -72,9 +74,13 @@ def test_static_binary(compile_c: Callable[..., Path], dm_run: Run) -> None:
 
 @gcc
 def test_a_waiting_thread_does_not_hold_up_the_others(compile_c: Callable[..., Path], dm_run: Run) -> None:
-    main = r"""static int fd; static void *waiter(void *arg) { return (void *)(intptr_t)dm(fd, 8, "a", 0); }
+    main = r"""static int fd; static volatile int tid;
+        static void *waiter(void *arg) { tid = syscall(SYS_gettid); return (void *)(intptr_t)dm(fd, 8, "a", 0); }
+        static int runs(void) { char path[64], state = 'R'; sprintf(path, "/proc/self/task/%d/stat", tid);
+            FILE *stat = fopen(path, "r"); fscanf(stat, "%*d (%*[^)]) %c", &state); fclose(stat); return state == 'R'; }
         int main(void) { pthread_t thread; void *result; int i; fd = control(); dm(fd, 3, "a", 0);
         pthread_create(&thread, 0, waiter, 0);
+        while (!tid || runs()) sched_yield();
         for (i = 0; i < 300; i++) if (dm(fd, 7, "a", 0) != 47) return 1;
         if (dm(fd, 4, "a", 0) != 47) return 2;
         pthread_join(thread, &result); printf("%d\n", (int)(intptr_t)result); return 0; }"""
