@@ -1,13 +1,17 @@
 from __future__ import annotations
 
 import errno
+import random
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from support.cache import BLOCK, DEVICES, check, load, make_cache, mapped, submit
 from support.constructors import replay
 from support.targets import Bench, FaultyDisk, pattern, status
 from support.thin import log, message
+from support.volatile import Power, VolatileDisk
 
 from dmserver.io.bio import Op
 from dmserver.model.dm_dev import DmDev
@@ -218,3 +222,73 @@ def test_a_cache_that_begins_later() -> None:
     assert device.live
     assert device.live.targets[1].status(StatusType.INFO).split()[3] == "1/256"
     assert submit(bench, device, Op.READ, 90, 20) == bytes(10 * 512) + WHOLE[: 10 * 512]
+
+
+class Life:
+    """What a cache goes through until the power fails. `possible`: what each block's first sector may hold then."""
+
+    def __init__(self, features: str, crash_at: int, seed: int) -> None:
+        self.bench = Bench()
+        self.power = Power(random.Random(seed), self._failed)
+        for number, size in enumerate((f"{_LIFE_BLOCKS * BLOCK}s", "512k", f"{4 * BLOCK}s")):
+            self.bench.disks[number] = VolatileDisk(number, size, self.power)
+        self.possible = [{bytes(512)} for _ in range(_LIFE_BLOCKS)]
+        self.after: list[set[bytes]] = []
+        self.features = features
+        self.device = self.load()
+        self.power.fail_at = crash_at
+
+    def load(self) -> DmDev:
+        return load(self.bench, f"{self.features} smq 0", sectors=_LIFE_BLOCKS * BLOCK)
+
+    def _failed(self) -> None:
+        self.after = [set(values) for values in self.possible]
+
+    def do(self, step: str, number: int, block: int) -> None:
+        match step:
+            case "write" | "fill":
+                data = bytes([number, block]) * 256
+                self.possible[block].add(data)
+                submit(self.bench, self.device, Op.WRITE, block * BLOCK, data * (BLOCK if step == "fill" else 1))
+            case "read":
+                data = submit(self.bench, self.device, Op.READ, block * BLOCK, 1)
+                assert data in self.possible[block]
+            case "flush":
+                submit(self.bench, self.device, Op.FLUSH)
+                for at, values in enumerate(self.possible):
+                    values &= {submit(self.bench, self.device, Op.READ, at * BLOCK, 1)}
+            case "wait":
+                self.bench.work.advance(1.5)
+            case "again":
+                self.bench.remove(self.device)
+                self.device = self.load()
+
+
+_LIFE_BLOCKS = 12
+STEPS = st.tuples(
+    st.sampled_from(["fill", "fill", "write", "read", "read", "flush", "wait", "again"]),
+    st.integers(0, _LIFE_BLOCKS - 1),
+)
+
+
+@pytest.mark.parametrize("features", ["0", "1 metadata2", "1 writethrough"])
+@given(st.lists(STEPS, min_size=5, max_size=40), st.integers(1, 150), st.integers())
+@settings(max_examples=40, deadline=None)
+def test_what_was_flushed_survives(
+    tmp_path_factory: pytest.TempPathFactory, features: str, steps: list[tuple[str, int]], crash_at: int, seed: int
+) -> None:
+    """Whenever the power fails, and whichever writes since the last flush reached the disks."""
+    life = Life(features, crash_at, seed)
+    for number, (step, block) in enumerate(steps, 1):
+        life.do(step, number, block)
+    if not life.after:
+        life.power.fail_at = 1
+        submit(life.bench, life.device, Op.FLUSH)
+    bench = Bench()
+    for number, image in enumerate(life.power.after):
+        bench.disks[number] = FaultyDisk(number, f"{len(image)}")
+        bench.disks[number].write_from(memoryview(image), 0)
+    check(bench, tmp_path_factory.mktemp("power") / "metadata")
+    device = load(bench, f"{features} smq 0", sectors=_LIFE_BLOCKS * BLOCK)
+    found = [submit(bench, device, Op.READ, block * BLOCK, 1) for block in range(_LIFE_BLOCKS)]
+    assert all(data in values for data, values in zip(found, life.after, strict=True))
