@@ -168,14 +168,13 @@ def test_thin_devices(bench: Bench, tmp_path: Path) -> None:
     thin_tool("thin_check", str(tmp_path / "metadata"))
 
 
-@pytest.mark.parametrize("origin", ["1:0", "253:0"])
 @pytest.mark.parametrize("features", ["0", "1 writethrough", "1 metadata2"])
-def test_cache(bench: Bench, origin: str, features: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cache(bench: Bench, features: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """With all that takes seconds done in hundredths, in order that blocks are moved."""
     for room, period in ((policy, "_PERIOD"), (state, "_IDLE_AFTER"), (bios, "COMMIT_PERIOD")):
         monkeypatch.setattr(room, period, 0.01)
     small = bench.load("small", (Linear, 640, "1:2 0"))
-    params = f"1:1 253:{small.minor} {origin} 64 {features} smq 0"
+    params = f"1:1 253:{small.minor} 253:0 64 {features} smq 0"
     device = bench.load("cache", (Cache, SIZE, params))
     assert submit_and_wait(device, Op.DISCARD, 0, SIZE, None) == 0
     _hammer(bench, device, small)

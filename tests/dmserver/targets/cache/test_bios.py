@@ -123,4 +123,4 @@ class PlainDevice(RuleBasedStateMachine):
 
 
 TestPlainDevice = PlainDevice.TestCase
-TestPlainDevice.settings = settings(max_examples=25, stateful_step_count=30, deadline=None)
+TestPlainDevice.settings = settings(max_examples=20, stateful_step_count=30, deadline=None)

@@ -273,7 +273,7 @@ STEPS = st.tuples(
 
 @pytest.mark.parametrize("features", ["0", "1 metadata2", "1 writethrough"])
 @given(st.lists(STEPS, min_size=5, max_size=40), st.integers(1, 150), st.integers())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_what_was_flushed_survives(
     tmp_path_factory: pytest.TempPathFactory, features: str, steps: list[tuple[str, int]], crash_at: int, seed: int
 ) -> None:
