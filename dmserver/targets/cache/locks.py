@@ -49,17 +49,15 @@ class BlockLocks:
             then, cell.then = cell.then, None
             then(actions)
 
-    def lock(self, block: int, then: Callable[[Actions], None], actions: Actions) -> bool:
-        """Call `then` once the block is free of bios, perhaps now; False when it is locked already."""
+    def lock(self, block: int, then: Callable[[Actions], None], actions: Actions) -> None:
+        """Call `then` once the block, which nobody has locked, is free of bios: perhaps now."""
         cell = self._cells.setdefault(block, _Cell())
-        if cell.locked:
-            return False
+        assert not cell.locked
         cell.locked = True
         if cell.users:
             cell.then = then
         else:
             then(actions)
-        return True
 
     def wait(self, block: int, bio: Bio) -> None:
         """Let a bio wait for a block that is locked."""

@@ -57,12 +57,8 @@ class Mover:
         self._ready: deque[Migration] = deque()
 
     @property
-    def ready(self) -> bool:
-        """`work` has something to do."""
-        return bool(self._ready)
-
-    @property
     def under_way(self) -> bool:
+        """A block is being moved."""
         return bool(self._under_way)
 
     # -- beginning --------------------------------------------------------------------------------------
@@ -93,8 +89,7 @@ class Mover:
     def _lock(self, migration: Migration, then: Callable[[Migration, Actions], None], actions: Actions) -> None:
         self._state.device.io.hold()
         self._under_way += 1
-        if not self._locks.lock(migration.oblock, partial(then, migration), actions):
-            self._end(migration, actions, success=False, locked=False)
+        self._locks.lock(migration.oblock, partial(then, migration), actions)
 
     def needs_no_copy(self, oblock: int, bio: Bio) -> bool:
         """Whether a bio may fill a block (`optimisable_bio`)."""
@@ -182,7 +177,7 @@ class Mover:
 
     # -- ending -----------------------------------------------------------------------------------------
 
-    def _end(self, migration: Migration, actions: Actions, *, success: bool, locked: bool = True) -> None:
+    def _end(self, migration: Migration, actions: Actions, *, success: bool) -> None:
         """`mg_complete` and `invalidate_complete`."""
         work, bio = migration.work, migration.bio
         if work is None:
@@ -195,7 +190,7 @@ class Mover:
                 self._state.set_clean(work.cblock, actions)
                 self._state.counters.demotions += work.operation is Operation.DEMOTE
             self._state.policy.complete(work, success=success)
-        if locked and (waiting := self._locks.unlock(migration.oblock)):
+        if waiting := self._locks.unlock(migration.oblock):
             actions.append(lambda: self._defer(waiting))
         self._copies -= work is not None and bio is None
         self._under_way -= 1
