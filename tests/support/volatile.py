@@ -20,13 +20,13 @@ class Power:
         self.disks: list[VolatileDisk] = []
         self.after: list[bytes] = []
         self.fail_at = 0
-        self._chance = chance
+        self.chance = chance
         self._failed = failed
 
     def tick(self) -> None:
         self.fail_at -= 1
         if not self.fail_at:
-            self.after = [disk.survivors(self._chance) for disk in self.disks]
+            self.after = [disk.survivors(self.chance) for disk in self.disks]
             self._failed()
 
 
@@ -40,7 +40,23 @@ class VolatileDisk(FaultyDisk):
         self._pending: list[tuple[int, bytes]] = []
         power.disks.append(self)
 
+    def finish_any(self) -> bool:
+        """Do one of the bios that are held, whichever; False when there are none."""
+        if not self.held:
+            return False
+        bio = self.held.pop(self._power.chance.randrange(len(self.held)))
+        done, bio.done = bio.done, None
+        self.slow = False
+        self.submit_bio(bio)
+        self.slow = True
+        bio.done = done
+        bio.endio(bio.error)
+        return True
+
     def submit_bio(self, bio: Bio) -> None:
+        if self.slow:
+            self.held.append(bio)
+            return
         if bio.op is not Op.READ:
             self._power.tick()
         if bio.op is Op.WRITE:

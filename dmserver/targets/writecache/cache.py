@@ -179,7 +179,8 @@ class Cache:
 
     @property
     def oldest(self) -> Entry | None:
-        return next(iter(self.lru.values()), None)
+        """What is to be copied to the origin next: not before an older block of the same sector."""
+        return next((entry for entry in self.lru.values() if entry.older is None), None)
 
     def take_run(self, entry: Entry) -> list[Entry]:
         """`entry` and what follows it on both devices, all committed, to be copied to the origin."""
@@ -189,7 +190,7 @@ class Cache:
             following = self._newest.get(last.sector + self.block_sectors)
             if following is None or following.index != last.index + 1:
                 break
-            if following.writing or not self.is_committed(following):
+            if following.writing or following.older is not None or not self.is_committed(following):
                 break
             run.append(following)
         for taken in run:

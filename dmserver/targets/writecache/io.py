@@ -276,7 +276,7 @@ class WritecacheIo:
         if everything:
             yield from self._flush()
             for entry in sorted(cache.lru.values(), key=lambda entry: entry.sector):
-                if not (entry.writing or self.failed):
+                if not (entry.writing or entry.older or self.failed):
                     runs.append(cache.take_run(entry))
             return 0
         taken = 0

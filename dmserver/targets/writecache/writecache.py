@@ -275,7 +275,7 @@ class Writecache(Target):
         pause = self._option("pause_writeback", PAUSE_WRITEBACK) / 1000
         idle = self.bios.around.seconds
         if idle < pause and not self.bios.cleaner:
-            self.call_later(min(pause - idle, LONGEST_PAUSE), self._write_back)
+            self.call_later(max(TICK, min(pause - idle, LONGEST_PAUSE)), self._write_back)
             return
         self._woken = False
         self._run_in_background(self.io.writebacks.start, self.io.write_back())

@@ -64,6 +64,9 @@ def test_a_commit_writes_the_superblock_last(disks: tuple[FaultyDisk, FaultyDisk
     disks[1].log.clear()
     assert io.turns.run(io.flush()) == 0
     assert not disks[1].log
+    io.cache.overwrote = True
+    assert io.turns.run(io.flush()) == 0
+    assert disks[1].log == [(Op.FLUSH, 0, 0)]
 
 
 def test_a_commit_waits_for_data(disks: tuple[FaultyDisk, FaultyDisk]) -> None:

@@ -1,23 +1,16 @@
 from __future__ import annotations
 
 import errno
-import random
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from support.targets import Bench, FaultyDisk, discard, flush, pattern, read, start, status, write
-from support.volatile import Power, VolatileDisk
+from support.writecache import ROOM, SIZE, load, message
 
 from dmserver.io.bio import Op
 from dmserver.model.dm_dev import DmDev
 from dmserver.model.dm_target import StatusType, TargetError
 from dmserver.targets.linear import Linear
 from dmserver.targets.writecache.writecache import Writecache
-
-#: Sectors of the origin, and a cache device with room for 20 blocks of 512 bytes.
-SIZE = 64
-ROOM = 20
 
 
 @pytest.fixture
@@ -27,17 +20,8 @@ def bench() -> Bench:
     return bench
 
 
-def load(bench: Bench, options: str = "0", size: int = SIZE) -> DmDev:
-    return bench.load("w", (Writecache, size, f"s 1:0 1:1 512 {options}"))
-
-
 def counts(device: DmDev) -> list[int]:
     return [int(word) for word in status(device).split()]
-
-
-def message(device: DmDev, text: str) -> None:
-    assert device.live is not None
-    device.live.targets[0].message(text.split())
 
 
 INVALID = (errno.EINVAL, "Invalid optional argument")
@@ -275,6 +259,23 @@ def test_what_is_being_written_back_gets_a_new_block(bench: Bench) -> None:
     assert read(device, 0, ROOM - 1) == pattern(1, 0, 3) + pattern(2, 3, 2) + pattern(1, 5, ROOM - 6)
 
 
+def test_of_two_blocks_for_a_sector_the_older_is_copied_first(bench: Bench) -> None:
+    device = load(bench)
+    write(device, 5, pattern(1, 5))
+    flush(device)
+    write(device, 4, pattern(2, 4, 2))
+    origin = bench.disks[0]
+    origin.slow = True
+    message(device, "cleaner")
+    bench.work.run()
+    assert counts(device)[2:4] == [ROOM - 3, 2]
+    origin.held.reverse()
+    origin.finish()
+    bench.work.run()
+    assert counts(device)[2] == ROOM
+    assert read(origin, 4, 2) == pattern(2, 4, 2)
+
+
 def test_a_block_is_not_read_before_it_was_written(bench: Bench) -> None:
     device = load(bench)
     disk = bench.disks[1]
@@ -364,95 +365,3 @@ def test_after_an_error_writes_fail_and_reads_go_on(bench: Bench) -> None:
         message(device, "flush")
     assert refusal.value.errno == errno.EIO
     assert list(bench.mapper.events.lines)[-1] == "device-mapper: writecache: error flushing metadata: -5"
-
-
-# -- all together ---------------------------------------------------------------------------------------
-
-WRITES = st.tuples(st.just("write"), st.integers(0, SIZE - 1), st.integers(1, 12), st.booleans())
-STEPS = st.lists(
-    WRITES | st.sampled_from([("flush",), ("suspend",), ("reload",), ("again",), ("wait",), ("message",)]), max_size=40
-)
-OPTIONS = st.sampled_from(
-    ["0", "2 autocommit_blocks 2", "2 max_age 500", "3 cleaner writeback_jobs 1", "2 start_sector 2"]
-)
-
-
-def free(bench: Bench) -> None:
-    for disk in bench.disks:
-        disk.free()
-
-
-class Scene:
-    """A device on disks that lose what is not flushed, and what each of its sectors may hold after a crash."""
-
-    def __init__(self, options: str, crash_at: int, seed: int) -> None:
-        self.bench = Bench()
-        self.options = options
-        self.power = Power(random.Random(seed), self._failed)
-        self.bench.disks[0] = VolatileDisk(0, f"{SIZE}s", self.power)
-        self.bench.disks[1] = VolatileDisk(1, f"{ROOM + 3}s", self.power)
-        self.model = bytearray(SIZE * 512)
-        self.possible = [{bytes(512)} for _ in range(SIZE)]
-        self.after: list[set[bytes]] = []
-        self.device = load(self.bench, options)
-        self.power.fail_at = crash_at
-
-    def _failed(self) -> None:
-        self.after = [set(values) for values in self.possible]
-
-    def _certain(self, sectors: range) -> None:
-        for sector in sectors:
-            self.possible[sector] = {bytes(self.model[sector * 512 : (sector + 1) * 512])}
-
-    def write(self, number: int, sector: int, count: int, fua: bool) -> None:
-        count = min(count, SIZE - sector)
-        data = pattern(1 + number, sector, count)
-        self.model[sector * 512 : sector * 512 + len(data)] = data
-        for at in range(count):
-            self.possible[sector + at].add(data[at * 512 : (at + 1) * 512])
-        write(self.device, sector, data, fua=fua)
-        if fua:
-            self._certain(range(sector, sector + count))
-
-    def do(self, step: str) -> None:
-        match step:
-            case "flush":
-                flush(self.device)
-                self._certain(range(SIZE))
-            case "suspend":
-                assert self.bench.suspend(self.device)
-                self.bench.resume(self.device)
-            case "reload":
-                load(self.bench, self.options)
-            case "again":
-                self.bench.remove(self.device)
-                self.device = load(self.bench, self.options)
-            case "wait":
-                self.bench.work.advance(1.5)
-            case "message":
-                message(self.device, "flush")
-
-
-@settings(max_examples=150)
-@given(STEPS, OPTIONS, st.integers(1, 150), st.integers(0, 1 << 30))
-def test_what_was_written_is_read_and_what_was_flushed_survives(
-    steps: list[tuple[str, int, int, bool]], options: str, crash_at: int, seed: int
-) -> None:
-    scene = Scene(options, crash_at, seed)
-    for number, (step, *arguments) in enumerate(steps):
-        if step == "write":
-            scene.write(number, *arguments)
-        else:
-            scene.do(step)
-        scene.bench.work.run()
-        assert read(scene.device, 0, SIZE) == scene.model
-    if scene.after:
-        recovered = Bench()
-        recovered.disks[1] = FaultyDisk(1, f"{ROOM + 3}s")
-        for disk, image in zip(recovered.disks[:2], scene.power.after, strict=True):
-            write(disk, 0, image)
-        found = read(load(recovered, options), 0, SIZE)
-        free(recovered)
-        for sector, allowed in enumerate(scene.after):
-            assert found[sector * 512 : (sector + 1) * 512] in allowed
-    free(scene.bench)
