@@ -7,6 +7,7 @@ in linux_masks.py, each with its reason; specs/fidelity.md counts them.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
@@ -22,8 +23,12 @@ from dmproto.records import TargetSpec, TargetVersion
 from dmproto.wire import huge_decode
 from dmserver.io.blockdev import BlockDevice
 from dmserver.model.dm_dev import DmDev
+from dmserver.model.keyring import Keyring
 
 __all__ = ["FILES", "LinuxReplay", "Result", "Step", "replay", "steps"]
+
+#: A key in a table: size in bytes, type, description.
+_KEY = re.compile(rb" :([0-9]+):(logon|user):([^ ]+)")
 
 FILES = sorted(path.stem for path in VECTORS.glob("*.jsonl"))
 
@@ -171,6 +176,7 @@ class LinuxReplay:
         if step["op"] in ("pattern", "zero"):
             self.tainted.discard(step["dev"])
         masked = self._hidden(step)
+        self._find_keys(step)
         outcome = {} if absent and step["errno"] != "0" else self.machine.do(step)
         self.work.run()
         self._expect(step)
@@ -188,6 +194,15 @@ class LinuxReplay:
         if "nested" not in step:
             difference += self._streams_differ()
         return Result(self.file, line, what, types, masked=masked, difference=difference)
+
+    def _find_keys(self, step: Step) -> None:
+        """A table that was taken names keys that were in the machine's keyring; no recording tells more than their
+        size."""
+        if step.get("cmd") == "TABLE_LOAD" and step["errno"] == "0":
+            keyring = self.mapper.shared.setdefault(Keyring, Keyring())
+            assert isinstance(keyring, Keyring)
+            for size, kind, description in _KEY.findall(expand(step["request"])):
+                keyring.setdefault((kind.decode(), description.decode()), bytes(int(size)))
 
     def _hidden(self, step: Step) -> str:
         """A creation or load that the recording leaves out shows in the uevents of later steps: the disk was there."""
@@ -245,8 +260,6 @@ class LinuxReplay:
             if step.get("in_program"):  # which may have run modprobe
                 for name in reversed(listed):
                     self.machine.registry.get(name)
-        if step.get("errno") == "0" and ":logon:" in str(step.get("request") and expand(step["request"])):
-            return "the key is in a keyring of the recorded machine"
         if step.get("cmd") == "REMOVE_ALL" and not self.tainted <= set(self.machine.disks):
             return "on a device that an absent target type has to do with"
         device = self._device(step)
