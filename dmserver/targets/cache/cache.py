@@ -29,9 +29,9 @@ from ...model.dm_target import (
 from ..actions import Actions
 from ..persistent_data.block import BLOCK_SECTORS, Corrupt
 from ..persistent_data.committer import METADATA_FAILURES
+from ..persistent_data.metadata import MetadataError
 from ..persistent_data.space_map import MAX_METADATA_BLOCKS
 from .bios import Bios, CacheBio
-from .metadata import CacheMetadataError
 from .policy import KINDS, Policy, Settings
 from .state import CacheState, Features, IoMode, Mode
 from .store import Stores
@@ -302,9 +302,9 @@ class Cache(Target):
             raise TargetError(errno.EINVAL)
         try:
             self._store.metadata.resize(blocks)
-        except (*METADATA_FAILURES, CacheMetadataError) as failure:
+        except (*METADATA_FAILURES, MetadataError) as failure:
             number = _errno(failure)
-            for message in failure.messages if isinstance(failure, CacheMetadataError) else ():
+            for message in failure.messages if isinstance(failure, MetadataError) else ():
                 self.log(message, "cache metadata")
             state.log("could not resize cache metadata")
             state.operation_failed("dm_cache_resize", OSError(number, ""), actions)
@@ -357,8 +357,9 @@ class Cache(Target):
                 *(counters.read_hits, counters.read_misses, counters.write_hits, counters.write_misses),
                 *(counters.demotions, counters.promotions),
             )
+            blocks = metadata.metadata_blocks
             words = [
-                f"{BLOCK_SECTORS} {metadata.blocks - metadata.free_blocks}/{metadata.blocks}",
+                f"{BLOCK_SECTORS} {blocks - metadata.free_metadata_blocks}/{blocks}",
                 f"{state.block_size} {state.policy.residency}/{self._cache_blocks}",
                 *(str(count & 0xFFFFFFFF) for count in counts),
                 str(len(state.dirty)),

@@ -4,39 +4,24 @@ Block 0 is the superblock. From it hang an array, cache block -> origin block an
 a bitset of what of the origin is discarded; in version 2 a bitset of dirty cache blocks; and a space map. Dirty bits,
 discards and hints are written by a suspension. They count only if the superblock says that nothing came after it, else
 all blocks are dirty and nothing is discarded.
-
-Nothing here does I/O but reading: `prepare_commit` says what is to be written, and then `committed` or `abort` follows;
-in between nothing may be changed.
 """
 
 from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
 from itertools import chain, islice, repeat
 from typing import NamedTuple
 
 from ..persistent_data.array import Array
 from ..persistent_data.bitset import Bitset
-from ..persistent_data.commit import Commit
-from ..persistent_data.space_map import MetadataSpaceMap
-from ..persistent_data.transaction import Transaction
+from ..persistent_data.metadata import SUPERBLOCK, Metadata, MetadataError, check_data_block_size
 from .superblock import CLEAN_SHUTDOWN, NEEDS_CHECK, Stats, Superblock
 
-__all__ = ["CacheMetadata", "CacheMetadataError", "Mapping"]
+__all__ = ["CacheMetadata", "Mapping"]
 
 _VALID, _DIRTY = 1, 2
 _FLAG_BITS = 16
-
-
-class CacheMetadataError(Exception):
-    """A refusal: an errno, and the words of the kernel log."""
-
-    def __init__(self, number: int, *messages: str) -> None:
-        super().__init__("; ".join(messages))
-        self.errno = number
-        self.messages = messages
 
 
 class Mapping(NamedTuple):
@@ -48,16 +33,16 @@ class Mapping(NamedTuple):
     hint: int | None
 
 
-class CacheMetadata:
+class CacheMetadata(Metadata[Superblock]):
     """The metadata on a device of `blocks` blocks of 4096 bytes, of which `read` reads one."""
 
     def __init__(self, read: Callable[[int], bytes], blocks: int, data_block_size: int, version: int) -> None:
         """Open or, on a device that begins with zeroes, format. `data_block_size` in sectors; `version` is that of
-        new metadata. Raises Corrupt, OSError, or CacheMetadataError when the device is for another cache.
+        new metadata. Raises Corrupt, OSError, or MetadataError when the device is for another cache.
 
         What `prepare_commit` then gives has to be written: it says that the cache is in use."""
-        self.transaction = Transaction(read)
-        image = read(0)
+        super().__init__(read)
+        image = read(SUPERBLOCK)
         if any(image):
             self._open(image, data_block_size)
         else:
@@ -65,8 +50,7 @@ class CacheMetadata:
         self.changed = True
 
     def _bind(self) -> None:
-        """The arrays and maps of `transaction`."""
-        self._space_map = MetadataSpaceMap(self.transaction)
+        super()._bind()
         self._mappings = Array(self.transaction, "Q")
         self._hints = Array(self.transaction, "I")
         self._bits = Bitset(self.transaction)
@@ -75,27 +59,25 @@ class CacheMetadata:
         self._bind()
         try:
             self._space_map.create(blocks)
-            self._superblock = Superblock(
-                version=version,
-                data_block_size=data_block_size,
-                mapping_root=self._mappings.empty(),
-                dirty_root=self._bits.empty() if version > 1 else 0,
-                discard_root=self._bits.empty(),
+            self._begin(
+                Superblock(
+                    version=version,
+                    data_block_size=data_block_size,
+                    mapping_root=self._mappings.empty(),
+                    dirty_root=self._bits.empty() if version > 1 else 0,
+                    discard_root=self._bits.empty(),
+                )
             )
         except OSError as failure:
-            raise CacheMetadataError(failure.errno or errno.ENOSPC, "tm_create_with_sm failed") from failure
-        self._committed = replace(self._superblock)
+            raise MetadataError(failure.errno or errno.ENOSPC, "tm_create_with_sm failed") from failure
         self.clean_when_opened = True
 
     def _open(self, image: bytes, data_block_size: int) -> None:
         superblock = Superblock.unpack(image)
-        if (found := superblock.data_block_size) != data_block_size:
-            raise CacheMetadataError(
-                errno.EINVAL, f"changing the data block size (from {found} to {data_block_size}) is not supported"
-            )
+        check_data_block_size(superblock.data_block_size, data_block_size)
         for features, what in ((superblock.incompat_flags, ""), (superblock.compat_ro_flags, " RDWR")):
             if features:
-                raise CacheMetadataError(
+                raise MetadataError(
                     errno.EINVAL,
                     f"could not access metadata{what} due to unsupported optional features ({features:x}).",
                 )
@@ -103,34 +85,11 @@ class CacheMetadata:
         self.clean_when_opened = self.clean
         self.clean = False
 
-    def _load(self, superblock: Superblock) -> None:
-        self._superblock, self._committed = superblock, replace(superblock)
-        self._bind()
-        self._space_map.open(superblock.metadata_space_map_root)
-
     @property
     def _separate_dirty_bits(self) -> bool:
         return self._superblock.version > 1
 
-    # -- transactions -----------------------------------------------------------------------------------
-
-    def prepare_commit(self) -> Commit:
-        """What to write so that all changes are kept. OSError(ENOSPC) when the metadata do not fit."""
-        self._space_map.commit()
-        self._superblock.metadata_space_map_root = self._space_map.root
-        return Commit(self._superblock.pack(), self.transaction.images())
-
-    def committed(self) -> None:
-        """The `Commit` is on the disk."""
-        self.transaction.committed()
-        self._committed = replace(self._superblock)
-        self.changed = False
-
-    def abort(self) -> None:
-        """Go back to what was committed last."""
-        self.transaction.abort()
-        self._load(self._committed)
-        self.changed = False
+    # -- the superblock ---------------------------------------------------------------------------------
 
     @property
     def clean(self) -> bool:
@@ -153,11 +112,7 @@ class CacheMetadata:
         return self._committed.pack()
 
     @property
-    def blocks(self) -> int:
-        return len(self.transaction.counts)
-
-    @property
-    def free_blocks(self) -> int:
+    def free_metadata_blocks(self) -> int:
         return self.transaction.counts.free
 
     @property
@@ -185,7 +140,7 @@ class CacheMetadata:
         """For another number of cache blocks; those that go must be clean."""
         superblock, old = self._superblock, self.cache_blocks
         if self.first_dirty(blocks) is not None:
-            raise CacheMetadataError(
+            raise MetadataError(
                 errno.EINVAL,
                 f"cache block {self.first_dirty(blocks)} is dirty",
                 "unable to shrink cache due to dirty blocks",

@@ -12,8 +12,9 @@ from ..actions import Actions
 from ..persistent_data.block import Corrupt
 from ..persistent_data.committer import Committer
 from ..persistent_data.device import block_reader, commit_now, metadata_blocks
+from ..persistent_data.metadata import MetadataError
 from ..persistent_data.superblock import BadSuperblock
-from .metadata import CacheMetadata, CacheMetadataError
+from .metadata import CacheMetadata
 
 if TYPE_CHECKING:
     from ...model.dm_dev import DmDev
@@ -128,7 +129,7 @@ def _open(device: DmDev, metadata_device: BlockDevice, block_size: int, version:
         commit_now(metadata.prepare_commit(), metadata_device)
         metadata.committed()
         return metadata
-    except CacheMetadataError as failure:
+    except MetadataError as failure:
         number = failure.errno
         for message in failure.messages:
             _log(device, message)

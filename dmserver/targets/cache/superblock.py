@@ -45,7 +45,7 @@ class Superblock:
     version: int = 1
     policy_name: bytes = b""
     policy_hint_size: int = 0
-    metadata_space_map_root: bytes = b""
+    metadata_space_map_root: bytes = bytes(128)
     mapping_root: int = 0
     hint_root: int = 0
     discard_root: int = 0

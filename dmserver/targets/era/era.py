@@ -29,9 +29,10 @@ from ...model.dm_target import (
 from ..persistent_data.block import BLOCK_SECTORS, Corrupt
 from ..persistent_data.commit import write_commit
 from ..persistent_data.device import block_reader, commit_now, metadata_blocks
+from ..persistent_data.metadata import MetadataError
 from ..persistent_data.superblock import BadSuperblock
 from ..serial import Job, SerialQueue, Step
-from .metadata import EraMetadata, EraMetadataError
+from .metadata import EraMetadata
 
 __all__ = ["Era"]
 
@@ -83,9 +84,10 @@ class Era(Target):
             if metadata.changed:
                 commit_now(metadata.prepare_commit(), device)
                 metadata.committed()
-        except EraMetadataError as failure:
+        except MetadataError as failure:
             number = failure.errno
-            self.log(failure.message)
+            for message in failure.messages:
+                self.log(message)
         except BadSuperblock as failure:
             number = failure.errno
             self.log(str(failure))
@@ -161,8 +163,9 @@ class Era(Target):
         """Make a change; returns an errno."""
         try:
             change()
-        except EraMetadataError as refusal:
-            self.log(refusal.message)
+        except MetadataError as refusal:
+            for message in refusal.messages:
+                self.log(message)
             return refusal.errno
         except _FAILURES as failure:
             return self._give_up(failure)
@@ -278,7 +281,7 @@ class Era(Target):
         if not self._is_held_up:
             self._worker.run(self._call(lambda: None))
         metadata = self.metadata
-        usage = f"{BLOCK_SECTORS} {metadata.used_blocks}/{metadata.blocks}"
+        usage = f"{BLOCK_SECTORS} {metadata.used_metadata_blocks}/{metadata.metadata_blocks}"
         return f"{usage} {metadata.current_era} {metadata.snapshot or '-'}"
 
     def iterate_devices(self) -> Iterator[tuple[DmPdev, int, int]]:

@@ -3,9 +3,6 @@
 Block 0 is the superblock. A bitset, the writeset, has what was written in the current era. When that ends, the writeset
 goes into a tree, era -> writeset, and is digested from there into an array, block -> era, bit by bit. A snapshot of the
 metadata is a copy of the superblock that shares its tree and its array, for programs that look at the metadata device.
-
-Nothing here does I/O but reading when it opens: `prepare_commit` says what is to be written, and then `committed`
-follows, or after a failure nothing. `abort` goes back to what was committed last.
 """
 
 from __future__ import annotations
@@ -13,21 +10,18 @@ from __future__ import annotations
 import errno
 import struct
 from collections.abc import Callable, Iterator
-from dataclasses import astuple, dataclass, replace
+from dataclasses import astuple, dataclass
 
 from ...model.dm_target import SECTOR_SIZE
 from ..persistent_data.array import Array
 from ..persistent_data.bitset import Bitset
 from ..persistent_data.block import BLOCK_SIZE, seal
 from ..persistent_data.btree import BTree
-from ..persistent_data.commit import Commit
-from ..persistent_data.space_map import MetadataSpaceMap
+from ..persistent_data.metadata import SUPERBLOCK, Metadata, MetadataError, check_data_block_size
 from ..persistent_data.superblock import BadSuperblock, check_superblock
-from ..persistent_data.transaction import Transaction
 
-__all__ = ["EraMetadata", "EraMetadataError"]
+__all__ = ["EraMetadata"]
 
-SUPERBLOCK = 0
 MAGIC = 2126579579
 VERSION = 1
 _SALT = 146538381
@@ -43,21 +37,12 @@ _MAX_BLOCKS = (1 << 31) - 1
 _SUPERBLOCK = struct.Struct("<IIQ16sQI128sIIIIIQQQQ")
 
 
-class EraMetadataError(Exception):
-    """A refusal: an errno, and the words of the kernel log."""
-
-    def __init__(self, number: int, message: str) -> None:
-        super().__init__(message)
-        self.errno = number
-        self.message = message
-
-
 @dataclass(slots=True)
 class _Superblock:
     """What is in `struct superblock_disk` from `version` on, in its order. `data_block_size` in sectors."""
 
     version: int = VERSION
-    metadata_space_map_root: bytes = b""
+    metadata_space_map_root: bytes = bytes(128)
     data_block_size: int = 0
     metadata_block_size: int = BLOCK_SIZE // SECTOR_SIZE
     nr_blocks: int = 0
@@ -82,14 +67,14 @@ class _Superblock:
         return found
 
 
-class EraMetadata:
+class EraMetadata(Metadata[_Superblock]):
     """The metadata on a device of `blocks` blocks of 4096 bytes, of which `read` reads one. `marked`: what the current
-    writeset has on the disk; `archived`: there are writesets to digest; `changed`: there is something to commit."""
+    writeset has on the disk; `archived`: there are writesets to digest."""
 
     def __init__(self, read: Callable[[int], bytes], blocks: int, data_block_size: int) -> None:
         """Open or, on a device that begins with zeroes, format. `data_block_size` in sectors. Raises Corrupt, OSError,
-        or EraMetadataError when the device is for other blocks."""
-        self.transaction = Transaction(read)
+        or MetadataError when the device is for other blocks."""
+        super().__init__(read)
         image = read(SUPERBLOCK)
         if any(image):
             self._open(_Superblock.unpack(image), data_block_size)
@@ -97,8 +82,7 @@ class EraMetadata:
             self._format(blocks, data_block_size)
 
     def _bind(self) -> None:
-        """The trees and maps of `transaction`."""
-        self._space_map = MetadataSpaceMap(self.transaction)
+        super()._bind()
         self._bits = Bitset(self.transaction)
         self._eras = Array(self.transaction, "I")
         counts, bits = self.transaction.counts, self._bits
@@ -112,20 +96,18 @@ class EraMetadata:
     def _format(self, blocks: int, data_block_size: int) -> None:
         self._bind()
         self._space_map.create(blocks)
-        self._superblock = _Superblock(
-            data_block_size=data_block_size,
-            writeset_tree_root=self._writesets.empty(),
-            era_array_root=self._eras.empty(),
+        self._begin(
+            _Superblock(
+                data_block_size=data_block_size,
+                writeset_tree_root=self._writesets.empty(),
+                era_array_root=self._eras.empty(),
+            )
         )
-        self._committed = replace(self._superblock)
         self.marked: set[int] = set()
-        self.archived, self.changed = False, True
+        self.archived = False
 
     def _open(self, superblock: _Superblock, data_block_size: int) -> None:
-        if (found := superblock.data_block_size) != data_block_size:
-            raise EraMetadataError(
-                errno.EINVAL, f"changing the data block size (from {found} to {data_block_size}) is not supported"
-            )
+        check_data_block_size(superblock.data_block_size, data_block_size)
         self._load(superblock)
         roots = [(superblock.writeset_tree_root, superblock.era_array_root)]
         if superblock.metadata_snap:
@@ -139,44 +121,19 @@ class EraMetadata:
                     pass
 
     def _load(self, superblock: _Superblock) -> None:
-        self._superblock, self._committed = superblock, replace(superblock)
-        self._bind()
-        self._space_map.open(superblock.metadata_space_map_root)
+        super()._load(superblock)
         root = superblock.writeset_root
         self.marked = set(self._bits.members(root)) if root else set()
-        self.archived, self.changed = True, False
+        self.archived = True
 
-    # -- transactions -----------------------------------------------------------------------------------
-
-    def prepare_commit(self) -> Commit:
-        """What to write so that all changes are kept. OSError(ENOSPC) when the metadata do not fit."""
-        self._space_map.commit()
-        self._superblock.metadata_space_map_root = self._space_map.root
-        return Commit(self._superblock.pack(), self.transaction.images())
-
-    def committed(self) -> None:
-        """The `Commit` is on the disk."""
-        self.transaction.committed()
-        self._committed = replace(self._superblock)
-        self.changed = False
-
-    def abort(self) -> None:
-        """Go back to what was committed last."""
-        self.transaction.abort()
-        self._load(self._committed)
+    # -- what it tells ----------------------------------------------------------------------------------
 
     def is_current(self, image: bytes) -> bool:
         """What was committed last is what block 0 of the device holds."""
         return image == self._committed.pack()
 
-    # -- what it tells ----------------------------------------------------------------------------------
-
     @property
-    def blocks(self) -> int:
-        return len(self.transaction.counts)
-
-    @property
-    def used_blocks(self) -> int:
+    def used_metadata_blocks(self) -> int:
         return self.transaction.counts.allocated
 
     @property
@@ -191,10 +148,10 @@ class EraMetadata:
     # -- eras -------------------------------------------------------------------------------------------
 
     def resize(self, nr_blocks: int) -> None:
-        """For an origin of so many blocks. EraMetadataError when they are too many."""
+        """For an origin of so many blocks. MetadataError when they are too many."""
         superblock = self._superblock
         if nr_blocks > _MAX_BLOCKS:
-            raise EraMetadataError(errno.EINVAL, f"Invalid number of origin blocks {nr_blocks}")
+            raise MetadataError(errno.EINVAL, f"Invalid number of origin blocks {nr_blocks}")
         if nr_blocks != superblock.nr_blocks:
             root = superblock.era_array_root
             superblock.era_array_root = self._eras.resize(root, superblock.nr_blocks, nr_blocks, 0)
@@ -247,10 +204,10 @@ class EraMetadata:
     # -- snapshots of the metadata ----------------------------------------------------------------------
 
     def prepare_snapshot(self) -> None:
-        """Begin another era, so that all before are in the snapshot; to be committed. EraMetadataError when there is
+        """Begin another era, so that all before are in the snapshot; to be committed. MetadataError when there is
         one already."""
         if self._superblock.metadata_snap:
-            raise EraMetadataError(errno.EINVAL, "metadata_take_snap: metadata snapshot already exists")
+            raise MetadataError(errno.EINVAL, "metadata_take_snap: metadata snapshot already exists")
         self.rollover()
 
     def take_snapshot(self) -> None:
@@ -264,10 +221,10 @@ class EraMetadata:
         self.changed = True
 
     def drop_snapshot(self) -> None:
-        """EraMetadataError when there is none."""
+        """MetadataError when there is none."""
         block = self._superblock.metadata_snap
         if not block:
-            raise EraMetadataError(errno.EINVAL, "metadata_drop_snap: no snap to drop")
+            raise MetadataError(errno.EINVAL, "metadata_drop_snap: no snap to drop")
         snapshot = self._snapshot()
         self._superblock.metadata_snap = 0
         self._writesets.delete(snapshot.writeset_tree_root)

@@ -12,31 +12,20 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ...model.dm_target import BlockDevice, TargetError, is_suspended
 from ..actions import Actions, run
 from .block import Corrupt
-from .commit import Commit, write_commit
+from .commit import write_commit
+from .metadata import Metadata
 
 if TYPE_CHECKING:
     from ...model.dm_dev import DmDev
 
-__all__ = ["METADATA_FAILURES", "Changes", "Committer", "Metadata"]
+__all__ = ["METADATA_FAILURES", "Changes", "Committer"]
 
 METADATA_FAILURES = (OSError, Corrupt)
-
-
-class Metadata(Protocol):
-    """What a committer asks of metadata. `changed`: there is something to commit."""
-
-    changed: bool
-
-    def prepare_commit(self) -> Commit:
-        """What to write so that all changes are kept. OSError(ENOSPC) when the metadata do not fit."""
-
-    def committed(self) -> None:
-        """The `Commit` is on the disk."""
 
 
 class Changes:
@@ -66,7 +55,7 @@ class Committer(ABC):
     commit_operation: ClassVar[str]
 
     def __init__(
-        self, device: DmDev, metadata_device: BlockDevice, data_devices: Sequence[BlockDevice], metadata: Metadata
+        self, device: DmDev, metadata_device: BlockDevice, data_devices: Sequence[BlockDevice], metadata: Metadata[Any]
     ) -> None:
         self.device = device
         self.metadata_device = metadata_device

@@ -3,9 +3,6 @@
 Block 0 is the superblock. From it hang a tree of trees, device -> virtual block -> data block and time; a tree of what
 is to be known of each device; and two space maps. A snapshot shares its origin's tree until one of both changes; a
 mapping made before the device's last snapshot is shared, too, and its data must be copied before they are written.
-
-Nothing here does I/O but reading when it opens: `prepare_commit` says what is to be written, and then `committed` or
-`abort` follows; in between nothing may be changed.
 """
 
 from __future__ import annotations
@@ -13,20 +10,19 @@ from __future__ import annotations
 import errno
 import struct
 from collections.abc import Callable
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from typing import NamedTuple
 
 from ...model.dm_target import SECTOR_SIZE
 from ..persistent_data.block import BLOCK_SIZE, seal
 from ..persistent_data.btree import BTree
 from ..persistent_data.commit import Commit
-from ..persistent_data.space_map import DataSpaceMap, MetadataSpaceMap
+from ..persistent_data.metadata import SUPERBLOCK, Metadata, MetadataError, check_data_block_size
+from ..persistent_data.space_map import DataSpaceMap
 from ..persistent_data.superblock import check_superblock
-from ..persistent_data.transaction import Transaction
 
-__all__ = ["Found", "ThinDevice", "ThinMetadata", "ThinMetadataError"]
+__all__ = ["Found", "ThinDevice", "ThinMetadata"]
 
-SUPERBLOCK = 0
 MAGIC = 27022010
 VERSION = 2
 _SALT = 160774
@@ -40,15 +36,6 @@ _TIME_BITS = 24
 _SUPERBLOCK = struct.Struct("<IIQ16sQIIQQ128s128sQQIIQIII")
 
 
-class ThinMetadataError(Exception):
-    """A refusal: an errno, and for some the words of the kernel log."""
-
-    def __init__(self, number: int, message: str = "") -> None:
-        super().__init__(message or errno.errorcode[number])
-        self.errno = number
-        self.message = message
-
-
 @dataclass(slots=True)
 class _Superblock:
     """What is in `struct thin_disk_superblock`, in its order. `data_block_size` in sectors."""
@@ -59,8 +46,8 @@ class _Superblock:
     time: int = 0
     trans_id: int = 0
     held_root: int = 0
-    data_space_map_root: bytes = b""
-    metadata_space_map_root: bytes = b""
+    data_space_map_root: bytes = bytes(128)
+    metadata_space_map_root: bytes = bytes(128)
     data_mapping_root: int = 0
     device_details_root: int = 0
     data_block_size: int = 0
@@ -108,14 +95,13 @@ class Found(NamedTuple):
     shared: bool
 
 
-class ThinMetadata:
+class ThinMetadata(Metadata[_Superblock]):
     """The metadata on a device of `blocks` blocks of 4096 bytes, of which `read` reads one."""
 
     def __init__(self, read: Callable[[int], bytes], blocks: int, data_block_size: int, *, writable: bool) -> None:
         """Open or, on a device that begins with zeroes, format. `data_block_size` in sectors. Raises Corrupt, or
-        ThinMetadataError when the device is for another pool, or unformatted and not `writable`."""
-        self.transaction = Transaction(read)
-        self.changed = False
+        MetadataError when the device is for another pool, or unformatted and not `writable`."""
+        super().__init__(read)
         self._devices: dict[int, ThinDevice] = {}
         self._reserve = min(_MAX_RESERVE, blocks // 10)
         image = read(SUPERBLOCK)
@@ -124,12 +110,11 @@ class ThinMetadata:
         elif writable:
             self._format(blocks, data_block_size)
         else:
-            raise ThinMetadataError(errno.EPERM)
+            raise MetadataError(errno.EPERM)
 
     def _bind(self) -> None:
-        """The trees and maps of `transaction`."""
+        super()._bind()
         counts = self.transaction.counts
-        self._metadata_map = MetadataSpaceMap(self.transaction)
         self._data_map = DataSpaceMap(self.transaction)
         data = self._data_map.counts
         shift = _TIME_BITS
@@ -141,28 +126,25 @@ class ThinMetadata:
 
     def _format(self, blocks: int, data_block_size: int) -> None:
         self._bind()
-        self._metadata_map.create(blocks)
+        self._space_map.create(blocks)
         self._data_map.create()
-        self._superblock = _Superblock(
-            data_mapping_root=self._roots.empty(),
-            device_details_root=self._details.empty(),
-            data_block_size=data_block_size,
-            metadata_nr_blocks=blocks,
+        self._begin(
+            _Superblock(
+                data_mapping_root=self._roots.empty(),
+                device_details_root=self._details.empty(),
+                data_block_size=data_block_size,
+                metadata_nr_blocks=blocks,
+            )
         )
-        self._committed = self._superblock
-        self.changed = True
 
     def _open(self, image: bytes, data_block_size: int) -> None:
-        self._load(image)
+        self._load(_Superblock.unpack(image))
         features = self._superblock.incompat_flags
         if features:
-            raise ThinMetadataError(
+            raise MetadataError(
                 errno.EINVAL, f"could not access metadata due to unsupported optional features ({features:x})."
             )
-        if (found := self._superblock.data_block_size) != data_block_size:
-            raise ThinMetadataError(
-                errno.EINVAL, f"changing the data block size (from {found} to {data_block_size}) is not supported"
-            )
+        check_data_block_size(self._superblock.data_block_size, data_block_size)
         roots = [(self._superblock.data_mapping_root, self._superblock.device_details_root)]
         if held := self._superblock.held_root:
             snapshot = _Superblock.unpack(self.transaction.raw(held), held)
@@ -177,43 +159,31 @@ class ThinMetadata:
                     for _ in self._mappings.items(root):
                         pass
 
-    def _load(self, image: bytes) -> None:
-        self._superblock = _Superblock.unpack(image)
-        self._committed = _Superblock.unpack(image)
-        self._bind()
-        self._metadata_map.open(self._superblock.metadata_space_map_root)
-        self._data_map.open(self._superblock.data_space_map_root)
+    def _load(self, superblock: _Superblock) -> None:
+        super()._load(superblock)
+        self._data_map.open(superblock.data_space_map_root)
 
     # -- transactions -----------------------------------------------------------------------------------
 
     def prepare_commit(self) -> Commit:
-        """What to write so that all changes are kept. OSError(ENOSPC) when the metadata do not fit."""
         superblock = self._superblock
         for device in self._devices.values():
             if device.changed:
                 root = superblock.device_details_root
                 superblock.device_details_root = self._details.insert(root, device.id, device.details)
         self._data_map.commit()
-        self._metadata_map.commit()
         superblock.data_space_map_root = self._data_map.root
-        superblock.metadata_space_map_root = self._metadata_map.root
-        return Commit(superblock.pack(), self.transaction.images())
+        return super().prepare_commit()
 
     def committed(self) -> None:
-        """The `Commit` is on the disk."""
-        self.transaction.committed()
+        super().committed()
         self._data_map.counts.committed()
-        self._committed = _Superblock(*astuple(self._superblock))
-        self.changed = False
         for device in self._devices.values():
             device.changed = False
         self._forget_closed()
 
     def abort(self) -> None:
-        """Go back to what was committed last."""
-        self.transaction.abort()
-        self._load(self._committed.pack())
-        self.changed = False
+        super().abort()
         for device in self._devices.values():
             device.aborted |= device.changed
             device.changed = False
@@ -243,7 +213,7 @@ class ThinMetadata:
 
     def set_transaction_id(self, old: int, new: int) -> None:
         if self._superblock.trans_id != old:
-            raise ThinMetadataError(errno.EINVAL, "mismatched transaction id")
+            raise MetadataError(errno.EINVAL, "mismatched transaction id")
         self._superblock.trans_id = new
         self.changed = True
 
@@ -256,10 +226,9 @@ class ThinMetadata:
         """Keep the trees as they are, for programs that look at the metadata device. To be committed before."""
         if self._superblock.held_root:
             text = "Pool metadata snapshot already exists: release this before taking another."
-            raise ThinMetadataError(errno.EBUSY, text)
-        copy = _Superblock(*astuple(self._superblock))
-        copy.data_space_map_root = copy.metadata_space_map_root = b""
-        self._metadata_map.touch(SUPERBLOCK)
+            raise MetadataError(errno.EBUSY, text)
+        copy = replace(self._superblock, data_space_map_root=b"", metadata_space_map_root=b"")
+        self._space_map.touch(SUPERBLOCK)
         held = self._superblock.held_root = self.transaction.new(b"")
         self.transaction.pages[held] = copy.pack(held)
         self.transaction.counts.inc(copy.data_mapping_root)
@@ -269,17 +238,13 @@ class ThinMetadata:
     def release_snapshot(self) -> None:
         held = self._superblock.held_root
         if not held:
-            raise ThinMetadataError(errno.EINVAL, "No pool metadata snapshot found: nothing to release.")
+            raise MetadataError(errno.EINVAL, "No pool metadata snapshot found: nothing to release.")
         copy = _Superblock.unpack(self.transaction.raw(held), held)
         self._superblock.held_root = 0
         self._roots.delete(copy.data_mapping_root)
         self._details.delete(copy.device_details_root)
         self.transaction.drop(held)
         self.changed = True
-
-    @property
-    def metadata_blocks(self) -> int:
-        return len(self.transaction.counts)
 
     @property
     def free_metadata_blocks(self) -> int:
@@ -325,7 +290,7 @@ class ThinMetadata:
         if device is None:
             details = self._details.lookup(self._superblock.device_details_root, number)
             if details is None:
-                raise ThinMetadataError(errno.ENODATA)
+                raise MetadataError(errno.ENODATA)
             device = self._devices[number] = ThinDevice(number, *details)
         return device
 
@@ -348,7 +313,7 @@ class ThinMetadata:
         self._must_be_new(number)
         root = self._roots.lookup(self._superblock.data_mapping_root, origin_number)
         if root is None:
-            raise ThinMetadataError(errno.ENODATA)
+            raise MetadataError(errno.ENODATA)
         self.transaction.counts.inc(root)
         self._superblock.time += 1
         origin, snapshot = self._device(origin_number), self._create(number, root)
@@ -358,7 +323,7 @@ class ThinMetadata:
 
     def _must_be_new(self, number: int) -> None:
         if number in self._devices or self._details.lookup(self._superblock.device_details_root, number) is not None:
-            raise ThinMetadataError(errno.EEXIST)
+            raise MetadataError(errno.EEXIST)
 
     def _create(self, number: int, root: int) -> ThinDevice:
         superblock = self._superblock
@@ -371,7 +336,7 @@ class ThinMetadata:
 
     def delete(self, number: int) -> None:
         if self._device(number).openers:
-            raise ThinMetadataError(errno.EBUSY)
+            raise MetadataError(errno.EBUSY)
         del self._devices[number]
         superblock = self._superblock
         superblock.device_details_root = self._details.remove(superblock.device_details_root, number)

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 from ...model.dm_target import BlockDevice, TargetError
 from ..persistent_data.block import Corrupt
 from ..persistent_data.device import block_reader, metadata_blocks
+from ..persistent_data.metadata import MetadataError
 from ..persistent_data.superblock import BadSuperblock
-from .metadata import ThinMetadata, ThinMetadataError
+from .metadata import ThinMetadata
 from .pool import Pool
 
 if TYPE_CHECKING:
@@ -60,10 +61,10 @@ def _open(device: DmDev, metadata: BlockDevice, block_size: int, read_only: bool
     log = device.mapper.events.log
     try:
         return ThinMetadata(block_reader(metadata), metadata_blocks(metadata), block_size, writable=not read_only)
-    except ThinMetadataError as failure:
+    except MetadataError as failure:
         number = failure.errno
-        if failure.message:
-            log(f"device-mapper: thin metadata: {failure.message}")
+        for message in failure.messages:
+            log(f"device-mapper: thin metadata: {message}")
     except BadSuperblock as failure:
         number = failure.errno
         log(f"device-mapper: thin metadata: {failure}")

@@ -21,7 +21,7 @@ from ...model.dm_target import (
     Target,
     parse_uint,
 )
-from .metadata import ThinMetadataError
+from ..persistent_data.metadata import MetadataError
 from .pool import Pool
 from .pool_state import Mode
 from .pools import Pools
@@ -88,7 +88,7 @@ class Thin(Target):
         with pool.lock:
             try:
                 self.device = pool.metadata.open_device(self.dev_id)
-            except ThinMetadataError as failure:
+            except MetadataError as failure:
                 raise self.refuse("Couldn't open thin internal device", failure.errno) from None
             if pool.suspended:
                 pool.metadata.close_device(self.device)

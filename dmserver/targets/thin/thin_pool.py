@@ -27,8 +27,8 @@ from ...model.dm_target import (
 from ..persistent_data.block import BLOCK_SECTORS
 from ..persistent_data.committer import METADATA_FAILURES
 from ..persistent_data.device import metadata_blocks
+from ..persistent_data.metadata import MetadataError
 from ..persistent_data.space_map import MAX_METADATA_BLOCKS
-from .metadata import ThinMetadataError
 from .pool import Pool
 from .pool_state import Features, Mode
 from .pools import Pools
@@ -264,10 +264,10 @@ class ThinPool(Target):
             try:
                 change()
                 return
-            except ThinMetadataError as refusal:
+            except MetadataError as refusal:
                 number = refusal.errno
-                if refusal.message:
-                    self.log(refusal.message, "thin metadata")
+                for message in refusal.messages:
+                    self.log(message, "thin metadata")
             except METADATA_FAILURES as failure:
                 self.pool.operation_failed("message", failure, actions)
         self._log(complaint)

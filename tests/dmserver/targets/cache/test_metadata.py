@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 from support.thin import thin_tool
 
-from dmserver.targets.cache.metadata import CacheMetadata, CacheMetadataError, Mapping
+from dmserver.targets.cache.metadata import CacheMetadata, Mapping
 from dmserver.targets.cache.superblock import Stats, Superblock
 from dmserver.targets.persistent_data.block import BLOCK_SIZE, Corrupt
+from dmserver.targets.persistent_data.metadata import MetadataError
 
 SMQ = (b"smq", 2, 4)
 
@@ -122,7 +123,7 @@ def test_only_clean_blocks_go(version: int, tmp_path: Path) -> None:
     disk = MetadataDisk()
     metadata = used(disk, version)
     metadata.resize(8)
-    with pytest.raises(CacheMetadataError) as refusal:
+    with pytest.raises(MetadataError) as refusal:
         metadata.resize(7)
     assert refusal.value.messages == ("cache block 7 is dirty", "unable to shrink cache due to dirty blocks")
     metadata.resize(2000)
@@ -147,7 +148,7 @@ def test_an_aborted_transaction_is_gone() -> None:
 def test_metadata_of_another_cache() -> None:
     disk = MetadataDisk()
     disk.open()
-    with pytest.raises(CacheMetadataError) as refusal:
+    with pytest.raises(MetadataError) as refusal:
         disk.open(block_size=128)
     assert refusal.value.messages == ("changing the data block size (from 64 to 128) is not supported",)
     assert refusal.value.errno == errno.EINVAL
@@ -163,13 +164,13 @@ def test_metadata_of_another_cache() -> None:
 def test_features_of_the_future(superblock: Superblock, what: str) -> None:
     disk = MetadataDisk()
     disk.image[:BLOCK_SIZE] = superblock.pack()
-    with pytest.raises(CacheMetadataError, match="could not access") as refusal:
+    with pytest.raises(MetadataError, match="could not access") as refusal:
         disk.open()
     assert refusal.value.messages == ("could not access " + what,)
 
 
 def test_a_device_that_is_too_small() -> None:
-    with pytest.raises(CacheMetadataError, match="tm_create_with_sm failed") as refusal:
+    with pytest.raises(MetadataError, match="tm_create_with_sm failed") as refusal:
         MetadataDisk(3).open()
     assert refusal.value.errno == errno.ENOSPC
 

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from support.era import checked, eras
 
-from dmserver.targets.era.metadata import MAGIC, EraMetadata, EraMetadataError
+from dmserver.targets.era.metadata import MAGIC, EraMetadata
 from dmserver.targets.persistent_data.block import BLOCK_SIZE, Corrupt
+from dmserver.targets.persistent_data.metadata import MetadataError
 from dmserver.targets.persistent_data.superblock import BadSuperblock
 
 
@@ -78,7 +79,7 @@ def test_what_is_marked_is_in_its_era(disk: Disk, tmp_path: Path) -> None:
     digest(again)
     disk.commit(again)
     assert eras(checked(bytes(disk.image), tmp_path / "m")) == expected
-    assert again.used_blocks < metadata.used_blocks
+    assert again.used_metadata_blocks < metadata.used_metadata_blocks
 
 
 def test_what_a_current_writeset_has_is_marked_again(disk: Disk) -> None:
@@ -120,7 +121,7 @@ def test_a_snapshot_stays_as_it_was(disk: Disk, tmp_path: Path) -> None:
     disk.commit(metadata)
     metadata.take_snapshot()
     disk.commit(metadata)
-    with pytest.raises(EraMetadataError, match="already exists"):
+    with pytest.raises(MetadataError, match="already exists"):
         metadata.prepare_snapshot()
     metadata.mark(2)
     metadata.rollover()
@@ -137,7 +138,7 @@ def test_a_snapshot_stays_as_it_was(disk: Disk, tmp_path: Path) -> None:
     again.drop_snapshot()
     disk.commit(again)
     checked(bytes(disk.image), tmp_path / "m")
-    with pytest.raises(EraMetadataError, match="no snap to drop"):
+    with pytest.raises(MetadataError, match="no snap to drop"):
         again.drop_snapshot()
 
 
@@ -169,9 +170,9 @@ def test_metadata_that_are_full(tmp_path: Path) -> None:
 def test_refusals(disk: Disk) -> None:
     metadata = disk.open()
     disk.commit(metadata)
-    with pytest.raises(EraMetadataError, match=r"changing the data block size \(from 128 to 8\) is not supported"):
+    with pytest.raises(MetadataError, match=r"changing the data block size \(from 128 to 8\) is not supported"):
         disk.open(8)
-    with pytest.raises(EraMetadataError, match="Invalid number of origin blocks 2147483648"):
+    with pytest.raises(MetadataError, match="Invalid number of origin blocks 2147483648"):
         metadata.resize(1 << 31)
     disk.image[50] ^= 1
     with pytest.raises(Corrupt, match="csum"):

@@ -8,7 +8,8 @@ import pytest
 from support.thin import MetadataDisk, thin_tool
 
 from dmserver.targets.persistent_data.block import Corrupt
-from dmserver.targets.thin.metadata import ThinMetadata, ThinMetadataError
+from dmserver.targets.persistent_data.metadata import MetadataError
+from dmserver.targets.thin.metadata import ThinMetadata
 
 Expected = dict[int, dict[int, int]]
 
@@ -183,9 +184,9 @@ def test_growing() -> None:
 
 def test_metadata_that_are_not_for_this_pool() -> None:
     disk, _ = scene()
-    with pytest.raises(ThinMetadataError, match=r"changing the data block size \(from 128 to 256\) is not supported"):
+    with pytest.raises(MetadataError, match=r"changing the data block size \(from 128 to 256\) is not supported"):
         ThinMetadata(disk.read, disk.blocks, 256, writable=True)
-    with pytest.raises(ThinMetadataError) as refusal:
+    with pytest.raises(MetadataError) as refusal:
         ThinMetadata(MetadataDisk().read, 2048, 128, writable=False)
     assert refusal.value.errno == errno.EPERM
     disk.image[32] ^= 1
