@@ -30,6 +30,8 @@ from .supervisor import CONTINUE, Call, Handler, Outcome, Supervisor
 from .syscalls import AT_FDCWD
 
 if TYPE_CHECKING:
+    from dmserver.model.dm_dev import DmDev
+
     from .blockioctl import BlockIoctls
     from .changes import Changes
     from .loopdev import Loops
@@ -39,8 +41,6 @@ __all__ = ["Bridge"]
 LOOP_CONTROL = b"/dev/loop-control"
 DEV_RENAME, DEV_SUSPEND = 5, 6
 KEY_MAX = 32767  # bytes that add_key(2) takes
-#: libdevmapper's udev flags, the upper half of an event number (libdevmapper.h).
-DM_UDEV_DISABLE_LIBRARY_FALLBACK, DM_UDEV_PRIMARY_SOURCE_FLAG = 0x20, 0x40
 
 
 class _Handlers(dict[int, tuple[str, Handler]]):
@@ -74,7 +74,7 @@ class Bridge:
         self.control = ControlNodes(loop, door or host, host.mapper.events, self._observe, self._locate)
         self._supervisors: set[Supervisor] = set()
         self._handlers = _Handlers(self)
-        host.mapper.on_remove.append(lambda device: self._renamed(device.minor, device.name, library=False))
+        host.mapper.on_remove.append(self._removed)
 
     def close(self) -> None:
         for supervisor in tuple(self._supervisors):
@@ -204,17 +204,19 @@ class Bridge:
         return real
 
     def _observe(self, command: int, request: bytes, reply: bytes) -> None:
-        """Learn from a resume or rename who makes the node."""
-        if command not in (DEV_SUSPEND, DEV_RENAME) or len(reply) < 48:
-            return
-        flags = unpack_from("<I", request, 32)[0] >> 16
-        minor = huge_decode(unpack_from("<Q", reply, 40)[0])[1]
-        library = bool(flags & DM_UDEV_PRIMARY_SOURCE_FLAG and not flags & DM_UDEV_DISABLE_LIBRARY_FALLBACK)
-        device = self.host.mapper.devices.get(minor)
-        self._renamed(minor, device.name if device else "", library=library)
+        """Learn from a resume or rename what is udev's to make."""
+        if command in (DEV_SUSPEND, DEV_RENAME) and len(reply) >= 48:
+            minor = huge_decode(unpack_from("<Q", reply, 40)[0])[1]
+            self.devices.udev_flags[minor] = unpack_from("<I", request, 32)[0] >> 16
+            if device := self.host.mapper.devices.get(minor):
+                self._show_links(device)
 
-    def _renamed(self, minor: int, name: str, *, library: bool) -> None:
-        (self.devices.library_made.add if library else self.devices.library_made.discard)(minor)
-        path = b"/dev/mapper/" + os.fsencode(name)
-        if self.space.made.get(path) is ABSENT:
-            del self.space.made[path]
+    def _removed(self, device: DmDev) -> None:
+        self.devices.udev_flags.pop(device.minor, None)
+        self._show_links(device)
+
+    def _show_links(self, device: DmDev) -> None:
+        """Links that a client took away are there again."""
+        for path in self.devices.links_of(device):
+            if self.space.made.get(b"/dev/" + path) is ABSENT:
+                del self.space.made[b"/dev/" + path]

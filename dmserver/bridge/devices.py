@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,8 @@ from dmserver.io.blockdev import BlockDevice
 from dmserver.io.disk import Disk
 from dmserver.model.mapper import Mapper
 from dmserver.targets.registry import TargetRegistry
+
+from . import udev
 
 if TYPE_CHECKING:
     from dmserver.model.dm_dev import DmDev
@@ -20,15 +23,14 @@ __all__ = ["Devices", "kernel_name"]
 class Devices:
     """A view of one mapper and its target types.
 
-    `library_made`: minors whose /dev/mapper node libdevmapper makes itself, as the flags in the event number of its
-    last resume or rename said; udev's part is ours for the others. `refresh` notices what was closed.
+    `udev_flags`: by minor, what the last resume or rename told udev (`udev`). `refresh` notices what was closed.
     """
 
     def __init__(self, mapper: Mapper, registry: TargetRegistry, refresh: Callable[[], None]) -> None:
         self.mapper = mapper
         self.refresh = refresh
         self.registry = registry
-        self.library_made: set[int] = set()
+        self.udev_flags: dict[int, int] = {}
 
     @property
     def major(self) -> int:
@@ -66,11 +68,19 @@ class Devices:
             held = {pdev.bdev.dev: pdev.bdev for table in mapped.slots if table for pdev in table.pdevs}
             yield from (bdev for bdev in held.values() if not (isinstance(bdev, Disk) and _is_file(bdev)))
 
-    def named(self) -> Iterator[DmDev]:
-        """Mapped devices whose node /dev/mapper/NAME udev would make."""
+    def links(self) -> Iterator[tuple[bytes, DmDev]]:
+        """The paths below /dev, of one directory and a name, that udev would make for mapped devices."""
         for device in self.mapped():
-            if device.name and device.live and device.minor not in self.library_made:
-                yield device
+            if device.name and device.live:
+                for path in self.links_of(device):
+                    yield path, device
+
+    def links_of(self, device: DmDev) -> Iterator[bytes]:
+        flags = self.udev_flags.get(device.minor, 0)
+        if udev.makes_node(flags):
+            yield b"mapper/" + device.name_bytes
+            if volume := udev.logical_volume(device.name, device.uuid, flags):
+                yield os.fsencode("/".join(volume))
 
 
 def kernel_name(device: BlockDevice) -> str:

@@ -10,13 +10,16 @@ import os
 import stat
 from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache, partial
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from dmproto.wire import Dev
 from dmserver.io.blockdev import BlockDevice
 
 from .devices import Devices, kernel_name
 from .nodes import ABSENT, Absent, Dir, File, Link, Node, Owner, Private, Special
+
+if TYPE_CHECKING:
+    from dmserver.model.dm_dev import DmDev
 
 __all__ = ["CONTROL", "CONTROL_DEV", "LOOP_CONTROL_DEV", "PATHS", "Namespace", "PathRule"]
 
@@ -118,6 +121,7 @@ def _dev(space: Namespace, name: bytes) -> Dir:
         return {
             **dict.fromkeys(_natives(space).values(), ABSENT),
             **_devices_below(space, b"/dev/"),
+            **_linked(space),
             b"mapper": _mapper(space, b"mapper"),
             b"loop-control": LOOP_CONTROL,
         }
@@ -138,8 +142,7 @@ def _devices_below(space: Namespace, directory: bytes) -> dict[bytes, Node]:
 
 def _mapper(space: Namespace, name: bytes) -> Dir:
     def entries() -> Mapping[bytes, Node]:
-        links: dict[bytes, Node] = {os.fsencode(d.name): _udev_link(d.minor) for d in space.devices.named()}
-        return {**links, b"control": CONTROL}
+        return {**_links_in(space, name), b"control": CONTROL}
 
     return Dir(entries)
 
@@ -148,8 +151,20 @@ CONTROL = Special(stat.S_IFCHR, CONTROL_DEV)
 LOOP_CONTROL = Special(stat.S_IFCHR, LOOP_CONTROL_DEV, Owner(0o660, 0, DISK_GROUP))
 
 
-def _udev_link(minor: int) -> Link:
-    return Link(b"../dm-%d" % minor)
+def _links_in(space: Namespace, name: bytes) -> dict[bytes, Node]:
+    """The links of udev's in a directory of /dev."""
+    parts = ((path.partition(b"/"), device) for path, device in space.devices.links())
+    return {link: _link(device) for (directory, _, link), device in parts if directory == name}
+
+
+def _link(device: DmDev) -> Link:
+    return Link(b"../dm-%d" % device.minor)
+
+
+def _linked(space: Namespace) -> dict[bytes, Node]:
+    """The directories of /dev in which udev has links: volume groups, and mapper."""
+    names = {path.partition(b"/")[0] for path, _ in space.devices.links()}
+    return {name: Dir(partial(_links_in, space, name), overlay=True) for name in names}
 
 
 def _control(space: Namespace, name: bytes) -> Node:
@@ -162,8 +177,8 @@ def _loop_control(space: Namespace, name: bytes) -> Node:
 
 def _mapper_node(space: Namespace, name: bytes) -> Node:
     device = space.devices.mapper.by_name(os.fsdecode(name))
-    if device and device.has_disk and device.live and device.minor not in space.devices.library_made:
-        return _udev_link(device.minor)
+    if device and device.has_disk and device.live and b"mapper/" + name in space.devices.links_of(device):
+        return _link(device)
     return ABSENT
 
 
@@ -172,7 +187,8 @@ def _dev_node(space: Namespace, name: bytes) -> Node | None:
         minor = name[3:]
         device = space.devices.by_dev((space.devices.major, int(minor))) if minor.isdigit() else None
         return _block(device) if device else ABSENT
-    return space._disk(b"/dev/" + name) or (ABSENT if _is_hidden(space, name) else None)
+    found = space._disk(b"/dev/" + name) or _linked(space).get(name)
+    return found or (ABSENT if _is_hidden(space, name) else None)
 
 
 # -- /sys ---------------------------------------------------------------------------------------------------
@@ -355,7 +371,12 @@ PATHS: tuple[PathRule, ...] = (
     PathRule(1, "/proc/misc", "the kernel's, with 236 device-mapper", _proc_misc),
     PathRule(1, "/run/udev/control", "absent: no udev is waited for", _absent),
     PathRule(2, "/dev/loop-control", "character device 10:237, for loop devices of the bridge's own", _loop_control),
-    PathRule(2, "/dev/*", "block devices: dm-N, those of --pdev, loop devices that clients asked for", _dev_node),
+    PathRule(
+        2,
+        "/dev/*",
+        "block devices: dm-N, those of --pdev, loop devices that clients asked for; directories of LVM's links",
+        _dev_node,
+    ),
     PathRule(3, "/sys/dev/block/*", "link to the device's directory", _number),
     PathRule(3, "/sys/devices/virtual/block/*", "directory of a block device, as a kernel shows it", _block_dir),
     PathRule(3, "/sys/devices/virtual/bdi/*", "directory with read_ahead_kb", _bdi_dir),
