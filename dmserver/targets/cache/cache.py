@@ -28,8 +28,7 @@ from ...model.dm_target import (
 )
 from ..actions import Actions
 from ..persistent_data.block import BLOCK_SECTORS, Corrupt
-from ..persistent_data.committer import METADATA_FAILURES
-from ..persistent_data.metadata import MetadataError
+from ..persistent_data.metadata import METADATA_FAILURES, MetadataError, errno_of
 from ..persistent_data.space_map import MAX_METADATA_BLOCKS
 from .bios import Bios, CacheBio
 from .policy import KINDS, Policy, Settings
@@ -303,7 +302,7 @@ class Cache(Target):
         try:
             self._store.metadata.resize(blocks)
         except (*METADATA_FAILURES, MetadataError) as failure:
-            number = _errno(failure)
+            number = errno_of(failure)
             for message in failure.messages if isinstance(failure, MetadataError) else ():
                 self.log(message, "cache metadata")
             state.log("could not resize cache metadata")
@@ -326,7 +325,7 @@ class Cache(Target):
         except METADATA_FAILURES as failure:
             state.log(f"could not load {what[0]}")
             state.operation_failed(what[1], failure, actions)
-            raise TargetError(_errno(failure)) from None
+            raise TargetError(errno_of(failure)) from None
         state.policy.load(mappings)
         state.dirty.update(mapping.cblock for mapping in mappings if mapping.dirty)
         state.discards.load(*discards)
@@ -444,8 +443,4 @@ class Cache(Target):
         except METADATA_FAILURES as failure:
             state.log("invalidation failed; couldn't update on disk metadata")
             state.operation_failed("dm_cache_remove_mapping", failure, actions)
-            raise TargetError(_errno(failure)) from None
-
-
-def _errno(failure: Exception) -> int:
-    return getattr(failure, "errno", None) or errno.EILSEQ
+            raise TargetError(errno_of(failure)) from None

@@ -17,7 +17,7 @@ from functools import partial
 
 from ...model.dm_target import Bio, Kcopyd, Op
 from ..actions import Actions
-from ..persistent_data.committer import METADATA_FAILURES
+from ..persistent_data.metadata import METADATA_FAILURES
 from .locks import BlockLocks
 from .policy import Operation, Work
 from .state import CacheState, IoMode

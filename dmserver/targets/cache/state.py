@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import errno
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from ...model.dm_target import BlockDevice, Op, submit
 from ..actions import Actions
-from ..persistent_data.committer import METADATA_FAILURES
+from ..persistent_data.metadata import METADATA_FAILURES, errno_of
 from .discards import Discards
 from .policy import Policy, Settings
 from .store import Owner, Store
@@ -175,7 +174,7 @@ class CacheState(Owner):
 
     def operation_failed(self, what: str, failure: Exception, actions: Actions) -> None:
         """What was not committed is lost, and nothing more is written. To be called under the lock."""
-        number = failure.errno if isinstance(failure, OSError) and failure.errno else errno.EILSEQ
+        number = errno_of(failure)
         self.log(f"metadata operation '{what}' failed: error = {-number}")
         if not self.read_only:
             self._abort(actions)

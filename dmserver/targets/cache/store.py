@@ -9,11 +9,9 @@ from typing import TYPE_CHECKING
 
 from ...model.dm_target import BlockDevice, TargetError, is_suspended
 from ..actions import Actions
-from ..persistent_data.block import Corrupt
 from ..persistent_data.committer import Committer
 from ..persistent_data.device import block_reader, commit_now, metadata_blocks
-from ..persistent_data.metadata import MetadataError
-from ..persistent_data.superblock import BadSuperblock
+from ..persistent_data.metadata import METADATA_FAILURES, MetadataError, errno_of, tell_why_not_opened
 from .metadata import CacheMetadata
 
 if TYPE_CHECKING:
@@ -100,7 +98,8 @@ class Stores:
             store = Store(device, metadata_device, _open(device, metadata_device, block_size, version))
             self._stores[metadata_device] = store
         elif (found := store.metadata.data_block_size) != block_size:
-            _log(device, f"data_block_size ({block_size}) different from that in metadata ({found})")
+            text = f"data_block_size ({block_size}) different from that in metadata ({found})"
+            device.mapper.events.log(f"device-mapper: cache metadata: {text}")
             raise _failure(errno.EINVAL)
         store.users += 1
         return store
@@ -110,10 +109,6 @@ class Stores:
         store.users -= 1
         if not store.users:
             del self._stores[store.metadata_device]
-
-
-def _log(device: DmDev, text: str) -> None:
-    device.mapper.events.log(f"device-mapper: cache metadata: {text}")
 
 
 def _failure(number: int) -> TargetError:
@@ -129,18 +124,6 @@ def _open(device: DmDev, metadata_device: BlockDevice, block_size: int, version:
         commit_now(metadata.prepare_commit(), metadata_device)
         metadata.committed()
         return metadata
-    except MetadataError as failure:
-        number = failure.errno
-        for message in failure.messages:
-            _log(device, message)
-    except BadSuperblock as failure:
-        number = failure.errno
-        _log(device, str(failure))
-        device.mapper.events.log("device-mapper: block manager: superblock validator check failed for block 0")
-        _log(device, "couldn't read lock superblock")
-    except Corrupt as failure:
-        number = errno.EILSEQ
-        _log(device, str(failure))
-    except OSError as failure:
-        number = failure.errno or errno.EIO
-    raise _failure(number)
+    except (*METADATA_FAILURES, MetadataError) as failure:
+        tell_why_not_opened(failure, "cache metadata", "read lock", device.mapper.events.log)
+        raise _failure(errno_of(failure)) from failure

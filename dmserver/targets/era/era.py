@@ -26,18 +26,16 @@ from ...model.dm_target import (
     is_suspended,
     parse_u32,
 )
-from ..persistent_data.block import BLOCK_SECTORS, Corrupt
+from ..persistent_data.block import BLOCK_SECTORS
 from ..persistent_data.commit import write_commit
 from ..persistent_data.device import block_reader, commit_now, metadata_blocks
-from ..persistent_data.metadata import MetadataError
-from ..persistent_data.superblock import BadSuperblock
+from ..persistent_data.metadata import METADATA_FAILURES, MetadataError, errno_of, tell_why_not_opened
 from ..serial import Job, SerialQueue, Step
 from .metadata import EraMetadata
 
 __all__ = ["Era"]
 
 MIN_BLOCK_SIZE = 8
-_FAILURES = (OSError, Corrupt)
 
 
 class Era(Target):
@@ -84,23 +82,10 @@ class Era(Target):
             if metadata.changed:
                 commit_now(metadata.prepare_commit(), device)
                 metadata.committed()
-        except MetadataError as failure:
-            number = failure.errno
-            for message in failure.messages:
-                self.log(message)
-        except BadSuperblock as failure:
-            number = failure.errno
-            self.log(str(failure))
-            self.log("superblock validator check failed for block 0", "block manager")
-            self.log("couldn't read_lock superblock")
-        except Corrupt as failure:
-            number = errno.EILSEQ
-            self.log(str(failure))
-        except OSError as failure:
-            number = failure.errno or errno.EIO
-        else:
             return metadata
-        raise self.refuse("Error reading metadata", number)
+        except (*METADATA_FAILURES, MetadataError) as failure:
+            tell_why_not_opened(failure, self.name, "read_lock", self.printk)
+            raise self.refuse("Error reading metadata", errno_of(failure)) from failure
 
     @property
     def _is_held_up(self) -> bool:
@@ -167,7 +152,7 @@ class Era(Target):
             for message in refusal.messages:
                 self.log(message)
             return refusal.errno
-        except _FAILURES as failure:
+        except METADATA_FAILURES as failure:
             return self._give_up(failure)
         return 0
 
@@ -176,7 +161,7 @@ class Era(Target):
             return 0
         try:
             commit = self.metadata.prepare_commit()
-        except _FAILURES as failure:
+        except METADATA_FAILURES as failure:
             return self._give_up(failure)
         error = yield partial(write_commit, commit, self.metadata_dev.bdev, [])
         if error:
@@ -190,7 +175,7 @@ class Era(Target):
         self.log(f"metadata changes are lost: {failure}")
         self._digest = None
         self.metadata.abort()
-        return (failure.errno if isinstance(failure, OSError) else None) or errno.EIO
+        return errno_of(failure)
 
     # -- digestion --------------------------------------------------------------------------------------
 

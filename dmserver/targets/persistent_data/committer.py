@@ -16,16 +16,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ...model.dm_target import BlockDevice, TargetError, is_suspended
 from ..actions import Actions, run
-from .block import Corrupt
 from .commit import write_commit
-from .metadata import Metadata
+from .metadata import METADATA_FAILURES, Metadata
 
 if TYPE_CHECKING:
     from ...model.dm_dev import DmDev
 
-__all__ = ["METADATA_FAILURES", "Changes", "Committer"]
-
-METADATA_FAILURES = (OSError, Corrupt)
+__all__ = ["Changes", "Committer"]
 
 
 class Changes:

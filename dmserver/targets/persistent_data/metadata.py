@@ -7,15 +7,26 @@ in between nothing may be changed.
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from copy import copy
 from typing import Generic, Protocol, TypeVar
 
+from .block import Corrupt
 from .commit import Commit
 from .space_map import MetadataSpaceMap
+from .superblock import BadSuperblock
 from .transaction import Transaction
 
-__all__ = ["SUPERBLOCK", "Metadata", "MetadataError", "Superblock", "check_data_block_size"]
+__all__ = [
+    "METADATA_FAILURES",
+    "SUPERBLOCK",
+    "Metadata",
+    "MetadataError",
+    "Superblock",
+    "check_data_block_size",
+    "errno_of",
+    "tell_why_not_opened",
+]
 
 #: The block of the superblock.
 SUPERBLOCK = 0
@@ -28,6 +39,15 @@ class MetadataError(Exception):
         super().__init__("; ".join(messages) or errno.errorcode[number])
         self.errno = number
         self.messages = messages
+
+
+#: What changes to metadata and commits may raise when something is wrong with the device, or it is full.
+METADATA_FAILURES = (OSError, Corrupt)
+
+
+def errno_of(failure: Exception) -> int:
+    """What the kernel gives for a failure; for a block that is corrupt that is EILSEQ."""
+    return getattr(failure, "errno", None) or errno.EILSEQ
 
 
 class Superblock(Protocol):
@@ -96,3 +116,17 @@ def check_data_block_size(found: int, wanted: int) -> None:
     if found != wanted:
         text = f"changing the data block size (from {found} to {wanted}) is not supported"
         raise MetadataError(errno.EINVAL, text)
+
+
+def tell_why_not_opened(failure: Exception, prefix: str, lock: str, log: Callable[[str], None]) -> None:
+    """The lines of the kernel log: `prefix` is who tells, `lock` the word for what was to be done to the superblock."""
+    lines: Iterable[str] = ()
+    if isinstance(failure, MetadataError):
+        lines = failure.messages
+    elif isinstance(failure, Corrupt):
+        lines = (str(failure),)
+    for line in lines:
+        log(f"device-mapper: {prefix}: {line}")
+    if isinstance(failure, BadSuperblock):
+        log(f"device-mapper: block manager: superblock validator check failed for block {SUPERBLOCK}")
+        log(f"device-mapper: {prefix}: couldn't {lock} superblock")

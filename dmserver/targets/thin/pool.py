@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from ...model.dm_target import SECTOR_SIZE, Bio, BlockDevice, Extent, Kcopyd, Op, submit
 from ..actions import Actions
-from ..persistent_data.committer import METADATA_FAILURES
+from ..persistent_data.metadata import METADATA_FAILURES
 from .io import copy_block, discard_runs
 from .metadata import ThinMetadata
 from .pool_state import Mode, PoolState

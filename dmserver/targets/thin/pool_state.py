@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 from ...model.dm_target import BlockDevice, Op, submit
 from ..actions import Actions
 from ..persistent_data.block import BLOCK_SECTORS
-from ..persistent_data.committer import METADATA_FAILURES, Committer
+from ..persistent_data.committer import Committer
+from ..persistent_data.metadata import METADATA_FAILURES, errno_of
 from .metadata import ThinMetadata
 
 if TYPE_CHECKING:
@@ -142,7 +143,7 @@ class PoolState(Committer):
     def operation_failed(self, what: str, failure: Exception, actions: Actions) -> None:
         """What was not committed is lost, and nothing more is written (`metadata_operation_failed`). To be called under
         the lock."""
-        number = failure.errno if isinstance(failure, OSError) and failure.errno else errno.EILSEQ
+        number = errno_of(failure)
         self.log(f"{self.name}: metadata operation '{what}' failed: error = {-number}")
         full = number == errno.ENOSPC
         if not full:

@@ -6,10 +6,8 @@ import errno
 from typing import TYPE_CHECKING
 
 from ...model.dm_target import BlockDevice, TargetError
-from ..persistent_data.block import Corrupt
 from ..persistent_data.device import block_reader, metadata_blocks
-from ..persistent_data.metadata import MetadataError
-from ..persistent_data.superblock import BadSuperblock
+from ..persistent_data.metadata import METADATA_FAILURES, MetadataError, errno_of, tell_why_not_opened
 from .metadata import ThinMetadata
 from .pool import Pool
 
@@ -58,21 +56,8 @@ class Pools:
 
 
 def _open(device: DmDev, metadata: BlockDevice, block_size: int, read_only: bool) -> ThinMetadata:
-    log = device.mapper.events.log
     try:
         return ThinMetadata(block_reader(metadata), metadata_blocks(metadata), block_size, writable=not read_only)
-    except MetadataError as failure:
-        number = failure.errno
-        for message in failure.messages:
-            log(f"device-mapper: thin metadata: {message}")
-    except BadSuperblock as failure:
-        number = failure.errno
-        log(f"device-mapper: thin metadata: {failure}")
-        log("device-mapper: block manager: superblock validator check failed for block 0")
-        log("device-mapper: thin metadata: couldn't read superblock")
-    except Corrupt as failure:
-        number = errno.EILSEQ
-        log(f"device-mapper: thin metadata: {failure}")
-    except OSError as failure:
-        number = failure.errno or errno.EIO
-    raise TargetError(number, "Error creating metadata object")
+    except (*METADATA_FAILURES, MetadataError) as failure:
+        tell_why_not_opened(failure, "thin metadata", "read", device.mapper.events.log)
+        raise TargetError(errno_of(failure), "Error creating metadata object") from failure

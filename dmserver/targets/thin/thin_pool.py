@@ -25,9 +25,8 @@ from ...model.dm_target import (
     parse_uint,
 )
 from ..persistent_data.block import BLOCK_SECTORS
-from ..persistent_data.committer import METADATA_FAILURES
 from ..persistent_data.device import metadata_blocks
-from ..persistent_data.metadata import MetadataError
+from ..persistent_data.metadata import METADATA_FAILURES, MetadataError
 from ..persistent_data.space_map import MAX_METADATA_BLOCKS
 from .pool import Pool
 from .pool_state import Features, Mode
