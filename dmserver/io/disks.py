@@ -1,10 +1,13 @@
 """All disks of this machine: those that --pdev declares, and any existing file or block device that a table names.
 
-| backing of a disk without a number of its own | major                                |
-|-----------------------------------------------|--------------------------------------|
-| `ram:SIZE`                                    | 1, Linux's ramdisk                   |
-| a file                                        | `file_major`: 7, loop; 14, NetBSD's vnd |
-| a block device                                | its own                              |
+The number of a disk, if none is given:
+
+| path or backing                    | major : minor                                                    |
+|------------------------------------|------------------------------------------------------------------|
+| `/dev/ramN`, `/dev/loopN`, `/dev/sdX` | 1:N, 7:N, 8:16 * X, as in Linux, if nobody has that           |
+| a block device                     | its own                                                          |
+| `ram:SIZE`                         | 1, the lowest that is free                                       |
+| a file                             | `file_major`: 7, loop; 14, NetBSD's vnd; the lowest that is free |
 """
 
 from __future__ import annotations
@@ -21,7 +24,14 @@ from .disk import Disk
 
 __all__ = ["LOOP_MAJOR", "RAM_MAJOR", "VND_MAJOR", "Disks"]
 
-RAM_MAJOR, LOOP_MAJOR, VND_MAJOR = 1, 7, 14
+RAM_MAJOR, LOOP_MAJOR, SD_MAJOR, VND_MAJOR = 1, 7, 8, 14
+
+#: Names with their number or letter, major, and minors of each.
+_USUAL = (
+    (r"/dev/ram(0|[1-9][0-9]{0,4})", RAM_MAJOR, 1),
+    (r"/dev/loop(0|[1-9][0-9]{0,4})", LOOP_MAJOR, 1),
+    (r"/dev/sd([a-p])", SD_MAJOR, 16),
+)
 
 
 class Disks(BlockDevices):
@@ -46,7 +56,8 @@ class Disks(BlockDevices):
                 dev = int(match[1]), int(match[2])
             else:
                 raise ValueError(f"pdev {text!r}: option {option!r}: expected dev=MAJ:MIN or ro")
-        return self._register(_normal(path), backing, dev, read_only)
+        path = _normal(path)
+        return self._register(path, backing, dev or self._usual(path), read_only)
 
     def lookup(self, path: str) -> BlockDevice:
         """The disk at `path`, an absolute path in any spelling; an existing file or block device becomes a disk when
@@ -79,6 +90,14 @@ class Disks(BlockDevices):
         disk = Disk(path, dev or self._number(backing), backing, read_only=read_only)
         self.add(disk)
         return disk
+
+    def _usual(self, path: str) -> Dev | None:
+        """The number that Linux gives to a device of this name, if it is free."""
+        for pattern, major, width in _USUAL:
+            if match := re.fullmatch(pattern, path):
+                minor = width * (int(match[1]) if match[1].isdigit() else ord(match[1]) - ord("a"))
+                return None if self.by_dev((major, minor)) else (major, minor)
+        return None
 
     def _number(self, backing: str) -> Dev:
         if backing.startswith("ram:"):

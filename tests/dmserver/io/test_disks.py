@@ -36,6 +36,30 @@ def test_numbers_are_handed_out_from_the_lowest(image: Path) -> None:
     assert [disk.dev for disk in made] == [(1, 0), (1, 2), (VND_MAJOR, 0)]
 
 
+@pytest.mark.parametrize(
+    ("path", "dev"),
+    [
+        ("/dev/sda", (8, 0)),
+        ("/dev/sdc", (8, 32)),
+        ("/dev/loop20", (7, 20)),
+        ("//dev/ram3", (1, 3)),
+        ("/dev/ram03", (7, 0)),
+        ("/dev/sda1", (7, 0)),
+        ("/dev/loop1048576", (7, 0)),
+    ],
+)
+def test_names_of_linux_have_its_numbers(path: str, dev: tuple[int, int], image: Path) -> None:
+    disks = Disks()
+    assert disks.declare(f"{path}={image}").dev == dev
+    assert disks.declare(f"{path}x={image},dev=9:1").dev == (9, 1)
+
+
+def test_a_number_that_is_taken_is_not_given_to_a_name(image: Path) -> None:
+    disks = Disks()
+    disks.declare(f"/dev/x={image},dev=8:0")
+    assert disks.declare(f"/dev/sda={image}").dev == (7, 0)
+
+
 def test_a_file_is_one_disk_however_it_is_named(image: Path) -> None:
     disks = Disks()
     link = image.with_name("link")
