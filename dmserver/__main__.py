@@ -40,7 +40,7 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
     chosen = [name for name in COMMANDS if words[:1] == [name]]
     for name in chosen or COMMANDS:
         module, text = COMMANDS[name]
-        command = commands.add_parser(name, help=text, description=text)
+        command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
         if chosen or words[:1] == ["--print-completion"]:
             import_module(module).add_arguments(command)
     return parser.parse_args(words)

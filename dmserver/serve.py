@@ -16,6 +16,8 @@ from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, ClassVar, get_args
 
+from dmproto.output import reason
+
 from .bridge.join import Doorway, bridge_path
 from .client import SOCKET_DEFAULT, default_socket
 from .host import Host, Personality
@@ -37,6 +39,7 @@ _log = logging.getLogger("dmserver")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    uid = _number(0, 0xFFFFFFFE)
     parser.add_argument("--socket", metavar="PATH", help=f"where to listen (default: {SOCKET_DEFAULT})")
     parser.add_argument("--state", metavar="FILE", help="keep devices and tables in FILE")
     add_host_arguments(parser)
@@ -45,10 +48,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--mount", metavar="DIR", help="show the devices as files mapper/NAME in DIR, a directory (extra: fuse)"
     )
     parser.add_argument(
-        "--allow-uid", metavar="UID", type=int, action="append", default=[], help="let this user in, besides one's own"
+        "--allow-uid", metavar="UID", type=uid, action="append", default=[], help="let this user in, besides one's own"
     )
     parser.add_argument(
-        "--allow-read-uid", metavar="UID", type=int, action="append", default=[], help="let this user look, not touch"
+        "--allow-read-uid", metavar="UID", type=uid, action="append", default=[], help="let this user look, not touch"
     )
     parser.add_argument(
         "--limit",
@@ -104,9 +107,11 @@ def listen(path: str, *, everyone: bool) -> socket.socket:
         try:
             listener.bind(path)
         except OSError as failure:
-            if failure.errno != errno.EADDRINUSE or not _dead(path):
+            if failure.errno != errno.EADDRINUSE:
                 # Python gives no number to a path that is too long
                 raise OSError(failure.errno or errno.ENAMETOOLONG, failure.strerror or str(failure), path) from None
+            if not _dead(path):
+                raise OSError(errno.EADDRINUSE, "in use by another server, or no socket", path) from None
             os.unlink(path)
             listener.bind(path)
         listener.listen(1024)
@@ -180,7 +185,7 @@ def main(options: argparse.Namespace) -> int:
     try:
         return _serve(options)
     except (OSError, ValueError, LookupError, ImportError) as failure:
-        print(f"dmserver: {failure}", file=sys.stderr)
+        print(f"dmserver serve: {reason(failure)}", file=sys.stderr)
         return 1
 
 

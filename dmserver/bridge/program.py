@@ -41,8 +41,8 @@ class Program:
 
     def __init__(self, argv: Sequence[str]) -> None:
         """Start `argv`. OSError when it is not found, or when the kernel refuses the filter."""
-        path = shutil.which(argv[0])
-        if path is None:
+        path = shutil.which(argv[0]) or argv[0]  # what may not be run, the kernel refuses
+        if "/" not in path or not os.path.exists(path):
             raise FileNotFoundError(errno.ENOENT, "command not found", argv[0])
         filter_program()  # is made by now: a child pays for every page that it touches
         self.status: int | None = None

@@ -18,6 +18,7 @@ from dmproto import linux, parameters
 from dmproto.commands import BY_NUMBER, Command
 from dmproto.errors import BadMessage
 from dmproto.flags import DmFlag
+from dmproto.output import reason
 from dmproto.records import Message, TargetMessage, TargetSpec
 from dmproto.wire import to_bytes
 from dmserver.control.session import Cancel, Session
@@ -44,7 +45,7 @@ def main(args: argparse.Namespace) -> int:
     try:
         output = open(args.output, "w", encoding="utf-8")  # noqa: SIM115  # closed below
     except OSError as error:
-        print(f"dmserver record: {error}", file=sys.stderr)
+        print(f"dmserver record: {reason(error)}", file=sys.stderr)
         return 125
     with output:
         return run_private("record", args, lambda host: Recorder(host, output, secrets=args.secrets))

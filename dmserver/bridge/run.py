@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable, Iterable
 
+from dmproto.output import reason
 from dmserver.host import Host
 from dmserver.loop import Loop
 
@@ -107,5 +108,5 @@ def _argv(args: argparse.Namespace) -> list[str]:
 
 
 def _refused(tool: str, error: Exception) -> int:
-    print(f"dmserver {tool}: {error}", file=sys.stderr)
+    print(f"dmserver {tool}: {reason(error)}", file=sys.stderr)
     return NOT_FOUND if isinstance(error, FileNotFoundError) else NOT_STARTED

@@ -14,6 +14,7 @@ import errno
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
+from dmproto.commands import BY_VERB
 from dmproto.flags import DmFlag
 from dmproto.objects import describe
 from dmproto.proplib import Unsigned
@@ -100,7 +101,8 @@ class NetbsdControl:
         if not session.privileged and not (verb and verb.anyone):
             raise Refusal(errno.EPERM, f"command {describe(command)} needs the superuser")
         if verb is None:
-            raise Refusal(errno.EINVAL, f"unknown command {describe(command)}; known: {', '.join(self._verbs)}")
+            known = ", ".join(BY_VERB if self.mended else self._verbs)
+            raise Refusal(errno.EINVAL, f"unknown command {describe(command)}; known: {known}")
         return verb
 
     # -- devices ----------------------------------------------------------------------------------------

@@ -49,7 +49,7 @@ class NbdServer:
         ValueError for a malformed address, OSError when it cannot be used. A dead server's socket is replaced."""
         if address.startswith("tcp:"):
             host, _, port = address[4:].rpartition(":")
-            if not host or not port.isdecimal():
+            if not host or not port.isdecimal() or int(port) > 0xFFFF:
                 raise ValueError(f"NBD address {address!r}: expected a path or tcp:HOST:PORT")
             self._listener = socket.create_server((host.strip("[]"), int(port)), backlog=_BACKLOG, family=_family(host))
             self.address = f"tcp:{host}:{self._listener.getsockname()[1]}"

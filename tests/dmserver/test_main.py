@@ -35,6 +35,7 @@ def test_every_subcommand_explains_itself(name: str, capsys: pytest.CaptureFixtu
         ["frobnicate"],
         ["serve", "--frobnicate"],
         ["serve", "--personality", "hurd"],
+        ["serve", "--allow-uid", "root"],
         *(["serve", option, text] for option in ("--major", "--limit") for text in ("0", "-5", "4294967296", "x")),
     ],
 )

@@ -77,7 +77,7 @@ def test_the_socket_of_a_dead_server_is_replaced_a_live_one_is_not(directory: Pa
         with program("--socket", str(path)) as second:
             assert second.wait(30) == 1
             assert second.stderr is not None
-            assert str(path) in second.stderr.read()
+            assert second.stderr.read() == f"dmserver serve: {path}: in use by another server, or no socket\n"
         with Client(str(path)) as client:
             assert client.names() == []
 
@@ -245,8 +245,9 @@ def test_the_state_survives_even_a_kill(directory: Path) -> None:
     ("arguments", "complaint"),
     [
         (["--pdev", "nonsense"], "pdev 'nonsense': expected /DEVICE=BACKING"),
-        (["--pdev", "/dev/a=/nowhere"], "/nowhere"),
+        (["--pdev", "/dev/a=/nowhere"], "dmserver serve: /nowhere: No such file or directory\n"),
         (["--nbd", "tcp:nonsense"], "NBD address 'tcp:nonsense'"),
+        (["--nbd", "tcp:127.0.0.1:65536"], "NBD address 'tcp:127.0.0.1:65536'"),
     ],
 )
 def test_a_bad_argument_is_told(directory: Path, arguments: list[str], complaint: str) -> None:

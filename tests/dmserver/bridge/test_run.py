@@ -70,7 +70,9 @@ def test_the_exit_status_is_the_programs(script: str, status: int) -> None:
     ("argv", "status", "words"),
     [
         ([], 125, "no program"),
-        (["--", "no-such-program"], 127, "no-such-program"),
+        (["--", "no-such-program"], 127, "dmserver run: no-such-program: command not found\n"),
+        (["--", "/nowhere/program"], 127, "dmserver run: /nowhere/program: command not found\n"),
+        (["--", "/etc/passwd"], 126, "/etc/passwd: Permission denied\n"),
         (["--pdev", "nonsense", "--", "true"], 125, "nonsense"),
         (["--pdev", "/dev/x=/nowhere/disk", "--", "true"], 125, "--pdev /dev/x=/nowhere/disk: No such file"),
         (["--socket", "/nowhere/s", "--", "true"], 125, "dmserver run: no server at /nowhere/s: No such file"),
