@@ -72,7 +72,7 @@ class Mover:
         state, threshold = self._state, self._state.settings.migration_threshold
         while self.allowed and not self._failed:
             volume = (self._copies + 1) * state.block_size
-            work = state.policy.next_work(idle=state.tracker.idle and volume <= threshold)
+            work = state.policy.next_work(idle=state.idle and volume <= threshold)
             if work is None:
                 return
             self.start(work, None, actions)

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum, IntEnum
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from ...model.dm_target import BlockDevice, Op, submit
 from ..actions import Actions
+from ..io_tracker import IoTracker
 from ..persistent_data.metadata import METADATA_FAILURES, errno_of
 from .discards import Discards
 from .policy import Policy, Settings
@@ -19,8 +19,9 @@ from .store import Owner, Store
 if TYPE_CHECKING:
     from ...model.dm_table import DmTable
 
-__all__ = ["CacheState", "Counters", "Features", "IoMode", "Mode", "Tracker"]
+__all__ = ["CacheState", "Counters", "Features", "IoMode", "Mode"]
 
+#: Seconds.
 _IDLE_AFTER = 1
 
 
@@ -64,27 +65,6 @@ class Counters:
     promotions: int = 0
 
 
-class Tracker:
-    """Whether the cache is idle (`struct io_tracker` of Linux `drivers/md/dm-io-tracker.h`)."""
-
-    def __init__(self, now: Callable[[], float]) -> None:
-        self._now = now
-        self._in_flight = 0
-        self._idle_since = -math.inf
-
-    def begin(self) -> None:
-        self._in_flight += 1
-
-    def end(self) -> None:
-        self._in_flight -= 1
-        self._idle_since = self._now()
-
-    @property
-    def idle(self) -> bool:
-        """For more than a second."""
-        return not self._in_flight and self._now() - self._idle_since > _IDLE_AFTER
-
-
 class CacheState(Owner):
     """`block_size` in sectors; `dirty`: cache blocks that differ from the origin. `wake_up` is called when there may be
     work to do. The lock of `store` guards it all."""
@@ -115,7 +95,7 @@ class CacheState(Owner):
         self.dirty: set[int] = set()
         self.discards = Discards(block_size, origin_sectors)
         self.counters = Counters(*store.metadata.stats)
-        self.tracker = Tracker(self.device.mapper.work.now)
+        self.tracker = IoTracker(self.device.mapper.work.now)
         self.wake_up: Callable[[], None] = lambda: None
 
     @property
@@ -133,6 +113,11 @@ class CacheState(Owner):
     @property
     def read_only(self) -> bool:
         return self.mode >= Mode.READ_ONLY
+
+    @property
+    def idle(self) -> bool:
+        """Nothing has been under way for more than a second."""
+        return self.tracker.idle_time > _IDLE_AFTER
 
     def wake(self) -> None:
         self.wake_up()

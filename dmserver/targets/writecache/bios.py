@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from enum import Enum, auto
 
 from ...model.dm_target import SECTOR_SIZE, Bio, BlockDevice, MapResult, Op
+from ..io_tracker import IoTracker
 from .cache import Entry
-from .io import IdleTime, InFlight, WritecacheIo
+from .io import InFlight, WritecacheIo
 
 __all__ = ["Bios", "Carried", "Stats"]
 
@@ -47,7 +48,7 @@ class _Piece:
     bdev: BlockDevice
     sector: int
     nr_sectors: int
-    in_flight: InFlight | None = None
+    in_flight: InFlight | IoTracker | None = None
     fresh: list[Entry] | None = None
 
     def end(self) -> None:
@@ -94,7 +95,7 @@ class Bios:
         self._written = written
         self._wake = wake
         self.stats = Stats()
-        self.around = IdleTime(now)
+        self.around = IoTracker(now)
         self.cleaner = self.metadata_only = False
         self.autocommit_blocks = self.high_watermark = 0
 

@@ -19,7 +19,7 @@ from ...model.dm_target import BlockDevice, Kcopyd, Op
 from ..serial import Done, Job, Request, SerialQueue, Step
 from .cache import Cache, Entry
 
-__all__ = ["IdleTime", "InFlight", "WritecacheIo"]
+__all__ = ["InFlight", "WritecacheIo"]
 
 #: How many blocks a writeback takes at a time, unless it is to take all (`WRITEBACK_LATENCY`).
 WRITEBACK_LATENCY = 64
@@ -58,23 +58,6 @@ class InFlight:
                 self._then = done
                 return
         done(0)
-
-
-class IdleTime(InFlight):
-    """Knows for how many seconds of the clock `now` nothing has been under way (`dm_io_tracker`)."""
-
-    def __init__(self, now: Callable[[], float]) -> None:
-        super().__init__()
-        self._now = now
-        self._since = float("-inf")
-
-    def end(self) -> None:
-        super().end()
-        self._since = self._now()
-
-    @property
-    def seconds(self) -> float:
-        return 0.0 if self.count else self._now() - self._since
 
 
 class _Copies:

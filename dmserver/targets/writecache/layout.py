@@ -15,7 +15,7 @@ from collections.abc import Iterator
 
 from ...model.dm_target import SECTOR_SIZE
 
-__all__ = ["FREE", "MAGIC", "VERSION", "Metadata", "Superblock", "fit"]
+__all__ = ["FREE", "MAGIC", "VERSION", "Metadata", "Superblock", "fit", "metadata_size"]
 
 MAGIC = 0x23489321
 VERSION = 1

@@ -273,7 +273,7 @@ class Writecache(Target):
             self._woken = False
             return
         pause = self._option("pause_writeback", PAUSE_WRITEBACK) / 1000
-        idle = self.bios.around.seconds
+        idle = self.bios.around.idle_time
         if idle < pause and not self.bios.cleaner:
             self.call_later(max(TICK, min(pause - idle, LONGEST_PAUSE)), self._write_back)
             return

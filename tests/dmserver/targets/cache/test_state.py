@@ -12,7 +12,6 @@ from dmserver.io.bio import Bio, Op
 from dmserver.model.dm_dev import DmDev
 from dmserver.model.dm_target import TargetError
 from dmserver.targets.cache.cache import Cache
-from dmserver.targets.cache.state import Tracker
 from dmserver.targets.linear import Linear
 
 WHOLE = pattern(9, 0, BLOCK)
@@ -107,20 +106,6 @@ def test_metadata_that_are_full(tmp_path: Path) -> None:
         NAME + "could not write cache metadata",
     ]
     check(bench, tmp_path / "metadata")
-
-
-def test_a_cache_is_idle_after_a_second() -> None:
-    clock = 0.0
-    tracker = Tracker(lambda: clock)
-    assert tracker.idle
-    tracker.begin()
-    clock = 5.0
-    assert not tracker.idle
-    tracker.end()
-    clock = 6.0
-    assert not tracker.idle
-    clock = 6.1
-    assert tracker.idle
 
 
 def test_what_is_suspended_underneath_is_not_waited_for() -> None:

@@ -6,7 +6,7 @@ from support.targets import FaultyDisk, read, write
 from dmserver.io.bio import Op
 from dmserver.targets.serial import Job
 from dmserver.targets.writecache.cache import Cache
-from dmserver.targets.writecache.io import IdleTime, InFlight, WritecacheIo
+from dmserver.targets.writecache.io import InFlight, WritecacheIo
 from dmserver.targets.writecache.layout import Metadata
 
 
@@ -41,18 +41,6 @@ def test_a_job_waits_for_bios_under_way() -> None:
     assert ended == [0]
     in_flight.end()
     assert ended == [0, 0]
-
-
-def test_idle_time() -> None:
-    clock = [1.0]
-    around = IdleTime(lambda: clock[0])
-    assert around.seconds == float("inf")
-    around.begin()
-    clock[0] = 3.0
-    assert around.seconds == 0
-    around.end()
-    clock[0] = 4.5
-    assert around.seconds == 1.5
 
 
 def test_a_commit_writes_the_superblock_last(disks: tuple[FaultyDisk, FaultyDisk]) -> None:
