@@ -120,7 +120,7 @@ def _convert(options: argparse.Namespace) -> int:
             capture.data,
             source=capture.form,
             target=target,
-            command=capture.command or options.command,
+            command=_told_command(capture, options),
             reply=capture.reply,
             strict=options.strict,
             profile=options.profile,
@@ -157,13 +157,20 @@ def _decode(options: argparse.Namespace) -> int:
 
 
 def _message(capture: Capture, options: argparse.Namespace) -> Message:
-    command = capture.command or options.command
+    command = _told_command(capture, options)
     if capture.form is Form.BINARY:
-        if command is None:
-            raise ValueError("a binary message does not tell its command: give one with --command")
+        assert command is not None
         return linux.parse(capture.data, command, reply=capture.reply)
     text = translate.convert(capture.data, source=capture.form, target=Form.PLIST, command=command, reply=capture.reply)
     return translate.to_message(proplib.loads(text), reply=capture.reply)
+
+
+def _told_command(capture: Capture, options: argparse.Namespace) -> Command | None:
+    """What the file or the user said; a binary message needs it."""
+    command: Command | None = capture.command or options.command
+    if command is None and capture.form is Form.BINARY:
+        raise ValueError("a binary message does not tell its command: give one with --command")
+    return command
 
 
 def _each(options: argparse.Namespace, write: Callable[[Capture], None], *, keep_going: bool = False) -> int:

@@ -10,7 +10,7 @@ What is understood, told apart by how it begins:
 | `DMIO` | the socket's frames: ioctl number, size, buffer |
 | words and `(` | a log of strace (see `strace`) |
 | hexadecimal digits only | a hex dump: plain, of xxd, of hexdump -C or od; `HEX*N:XX` stands for N bytes XX after HEX |
-| anything else | the bytes of one buffer |
+| anything with control characters, as every buffer has | the bytes of one buffer |
 
 Lines and messages are read one at a time; none may be longer than 64 MiB, but for a buffer alone in its file.
 """
@@ -79,11 +79,14 @@ def read(
         yield from _frames(buffered, reply)
     elif _is_text(head) and strace.looks_like(head.decode("latin-1")):
         yield from _strace(buffered)
-    elif _is_text(head) and _is_hex(head):
+    elif not _is_text(head):
+        yield Capture(data=buffered.read(), form=Form.BINARY, command=command, reply=reply)
+    elif _is_hex(head):
         data = unhex(buffered.read().decode("ascii", "replace"))
         yield Capture(data=data, form=detect(data), command=command, reply=reply)
     else:
-        yield Capture(data=buffered.read(), form=Form.BINARY, command=command, reply=reply)
+        known = "property lists, JSON, a log of strace, a hex dump or the bytes of a buffer"
+        raise BadMessage(f"expected {known}, found {start[:20]!r}", offset=0)
 
 
 def _is_text(head: bytes) -> bool:
@@ -92,7 +95,7 @@ def _is_text(head: bytes) -> bool:
 
 _PLAIN = re.compile(r"([0-9a-fA-F\s]*)(?:\*(\d+):([0-9a-fA-F]{2}))?")
 _XXD = re.compile(r"([0-9a-fA-F]{6,}): ((?:[0-9a-fA-F]{2}| (?! ))*)(?:  .*)?")
-_HEXDUMP = re.compile(r"([0-9a-fA-F]{6,})((?: {1,2}[0-9a-fA-F]{2})*)\s*(?:\|.*)?")  # hexdump -C, od -A x -t x1
+_HEXDUMP = re.compile(r"([0-9a-fA-F]{6,})((?: {1,2}[0-9a-fA-F]{2})*)\s*(?:[|>].*)?")  # hexdump -C, od -A x -t x1z
 
 
 def _dump_style(line: str) -> re.Pattern[str] | None:

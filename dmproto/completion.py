@@ -7,6 +7,9 @@ import sys
 
 __all__ = ["add_completion", "print_completion"]
 
+#: What completes an argument, by its metavar: names of shtab's.
+_PLACES = {"FILE": "FILE", "PATH": "FILE", "DIR": "DIRECTORY"}
+
 
 def add_completion(parser: argparse.ArgumentParser) -> None:
     """Give a parser `--print-completion SHELL`, which prints the script for `parser` as it is then, and ends."""
@@ -30,7 +33,19 @@ def print_completion(parser: argparse.ArgumentParser, shell: str) -> int:
         return 2
     from .output import print_lines
 
+    _complete_places(parser)
     return 0 if print_lines([shtab.complete(parser, shell)]) else 1
+
+
+def _complete_places(parser: argparse.ArgumentParser) -> None:
+    import shtab
+
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for command in action.choices.values():
+                _complete_places(command)
+        elif place := _PLACES.get(str(action.metavar)):
+            action.complete = getattr(shtab, place)  # type: ignore[attr-defined]  # where shtab looks for it
 
 
 class _Print(argparse.Action):

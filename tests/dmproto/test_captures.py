@@ -66,7 +66,9 @@ def test_hex_dumps(style: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", [["xxd"], ["xxd", "-p"], ["hexdump", "-C"], ["hexdump", "-vC"], ["od", "-Ax", "-tx1"]], ids=" ".join
+    "command",
+    [["xxd"], ["xxd", "-p"], ["hexdump", "-C"], ["hexdump", "-vC"], ["od", "-Ax", "-tx1"], ["od", "-Ax", "-tx1z"]],
+    ids=" ".join,
 )
 def test_dumps_of_real_tools(command: list[str]) -> None:
     if shutil.which(command[0]) is None:

@@ -136,10 +136,11 @@ def test_refused_calls_of_a_recording_are_reported_but_no_failure(capsysbinary: 
 @pytest.mark.parametrize(
     ("content", "arguments", "words"),
     [
-        (BUFFER, [], "a binary message does not tell its command"),
+        (BUFFER, [], "a binary message does not tell its command: give one with --command"),
         (BUFFER[:400], ["--command", "reload"], "data_size: 16384 bytes, but only 400 are there at offset 12"),
         (b"<plist><dict><key>command</key></dict></plist>", [], "offset"),
         (b"", [], "nothing there"),
+        (b"04 00 zz", ["--command", "reload"], "or the bytes of a buffer, found b'04 00 zz' at offset 0"),
         (b'{"command":7}', [], "command"),
     ],
 )
@@ -196,7 +197,8 @@ def test_completion(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(["--print-completion", "bash"])
     assert caught.value.code == 0
-    assert "dmproto" in capsys.readouterr().out
+    script = capsys.readouterr().out
+    assert "_decode_pos_0_COMPGEN=_shtab_compgen_files" in script
 
 
 def test_completion_without_shtab(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
