@@ -105,6 +105,13 @@ def _fuse() -> Finding:
     )
 
 
+def _ciphers() -> Finding:
+    what, follows = "ciphers", "the target crypt, and so LUKS"
+    if find_spec("cryptography") is None:
+        return Finding(what, False, "cryptography is not installed (dmproto[crypt])", _then(False, follows))
+    return Finding(what, True, "cryptography is installed", _then(True, follows))
+
+
 def _user_namespaces() -> Finding:
     pid = os.fork()
     if not pid:
@@ -133,7 +140,7 @@ def _then(ok: bool, what: str) -> str:
     return f"{what}: {'works' if ok else 'not here'}"
 
 
-CHECKS: tuple[Callable[[], Finding], ...] = (_machine, _seccomp, _memory, _fuse, _user_namespaces, _control)
+CHECKS: tuple[Callable[[], Finding], ...] = (_machine, _seccomp, _memory, _fuse, _ciphers, _user_namespaces, _control)
 
 #: Without these no program runs under the bridge.
 NEEDED = {"machine", "seccomp user notification"}

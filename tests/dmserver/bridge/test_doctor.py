@@ -28,3 +28,7 @@ def test_every_finding_as_json_and_as_text() -> None:
     reads = "dmsetup create z --table '0 8 zero' && head -c 512 /dev/mapper/z"
     done = subprocess.run([sys.executable, "-m", "dmserver", "run", "--", "sh", "-c", reads], capture_output=True)
     assert (done.stdout == bytes(512)) is fuse["ok"]
+    ciphers = next(finding for finding in findings if finding["what"] == "ciphers")
+    encrypts = f"dmsetup create c --table '0 2 crypt aes-xts-plain64 {bytes(range(64)).hex()} 0 {__file__} 0'"
+    done = subprocess.run([sys.executable, "-m", "dmserver", "run", "--", "sh", "-c", encrypts], capture_output=True)
+    assert (done.returncode == 0) is ciphers["ok"]
