@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from dmserver.io.bio import Bio, Op
 from dmserver.io.blockdev import BlockDevice
+from dmserver.io.disks import SD_MAJOR
 from dmserver.io.zeroout import issue_zeroout
 from dmserver.loop import Loop
 from dmserver.model.dm_dev import DmDev
@@ -111,6 +112,10 @@ def _geometry(device: BlockDevice) -> tuple[int, ...] | None:
     return heads, sectors, cylinders, start
 
 
+def _idlun(device: BlockDevice) -> tuple[int, ...] | None:
+    return (0, 0) if device.dev[0] == SD_MAJOR else None
+
+
 _I = BlockIoctl
 
 IOCTLS: dict[int, BlockIoctl] = {
@@ -137,5 +142,6 @@ IOCTLS: dict[int, BlockIoctl] = {
     0x127E: _I(8, "BLKROTATIONAL", "whether it turns", "H", lambda d: int(d.limits.rotational)),
     0x1277: _I(8, "BLKDISCARD", "discards the range; EOPNOTSUPP", act=_discard),
     0x127D: _I(8, "BLKSECDISCARD", "EOPNOTSUPP", act=_refuse(errno.EOPNOTSUPP)),
+    0x5382: _I(8, "SCSI_IOCTL_GET_IDLUN", "0:0:0:0 for /dev/sdX, else ENOTTY", "II", _idlun),
     0x125F: _I(8, "BLKRRPART", "EINVAL: no partitions", act=_refuse(errno.EINVAL)),
 }

@@ -5,6 +5,7 @@
 | libdevmapper                      | bdi/read_ahead_kb, dm/name                                            |
 | cryptsetup                        | dm/uuid, holders, loop/backing_file                                   |
 | lvm                               | holders, loop/partscan, queue/{minimum,optimal}_io_size, alignment_offset |
+| parted                            | ext_range                                                             |
 | lsblk, blkid, mkfs                | size, dev, ro, removable, hidden, slaves, queue/*, uevent             |
 """
 
@@ -83,7 +84,7 @@ def _attributes(device: BlockDevice) -> dict[str, object]:
         "size": device.size,
         "ro": int(device.read_only),
         "range": 1,
-        "ext_range": 1 if mapped else 256,
+        "ext_range": 1,  # no partitions: parted looks here before it tells the kernel of any
         "removable": 0,
         "hidden": 0,
         "capability": 4 if mapped else 0,

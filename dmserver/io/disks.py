@@ -22,7 +22,7 @@ from dmproto.wire import Dev
 from .blockdev import BlockDevice, BlockDevices
 from .disk import Disk
 
-__all__ = ["LOOP_MAJOR", "RAM_MAJOR", "VND_MAJOR", "Disks"]
+__all__ = ["LOOP_MAJOR", "RAM_MAJOR", "SD_MAJOR", "VND_MAJOR", "Disks"]
 
 RAM_MAJOR, LOOP_MAJOR, SD_MAJOR, VND_MAJOR = 1, 7, 8, 14
 

@@ -118,3 +118,10 @@ def test_read_only_is_seen_everywhere(machine: PrivateServer) -> None:
 def test_geometry(machine: PrivateServer) -> None:
     machine.run("dmsetup", "setgeometry", "lin", "64", "8", "8", "0")
     assert ask(machine, ("/dev/dm-0", NUMBERS["HDIO_GETGEO"], "BBH4xQ", (0, 0, 0, 0)))[0][:2] == [0, [8, 8, 64, 0]]
+
+
+def test_a_disk_called_sda_is_a_scsi_disk(machine: PrivateServer) -> None:
+    machine.call(lambda: machine.host.add_pdev("/dev/sda=ram:1M"))
+    number = NUMBERS["SCSI_IOCTL_GET_IDLUN"]
+    results = ask(machine, *((device, number, "II", (1, 1)) for device in ("/dev/sda", "/dev/ram0")))
+    assert [(error, values) for error, values, _ in results] == [(0, [0, 0]), (errno.ENOTTY, [])]
