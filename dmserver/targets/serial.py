@@ -11,37 +11,17 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
 from typing import TypeVar
 
-from ..model.dm_target import BlockDevice, Op, submit
+from .steps import Done, Step
 
-__all__ = ["Done", "Job", "Request", "SerialQueue", "Step"]
+__all__ = ["Job", "SerialQueue"]
 
 _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-Done = Callable[[int], None]
-
-#: Starts something and has `done(errno)` called when that ended: at once, or later in any thread.
-Step = Callable[[Done], None]
-
 Job = Generator[Step, int, int]
-
-
-@dataclass(slots=True)
-class Request:
-    """A bio, with the arguments of `Target.submit`."""
-
-    op: Op
-    bdev: BlockDevice
-    sector: int
-    data: memoryview | int | None
-    fua: bool = False
-
-    def __call__(self, done: Done) -> None:
-        submit(self.op, self.bdev, self.sector, self.data, done, fua=self.fua)
 
 
 class _Answer:

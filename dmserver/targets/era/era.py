@@ -30,7 +30,8 @@ from ..persistent_data.block import BLOCK_SECTORS
 from ..persistent_data.commit import write_commit
 from ..persistent_data.device import block_reader, commit_now, metadata_blocks
 from ..persistent_data.metadata import METADATA_FAILURES, MetadataError, errno_of, tell_why_not_opened
-from ..serial import Job, SerialQueue, Step
+from ..serial import Job, SerialQueue
+from ..steps import Step
 from .metadata import EraMetadata
 
 __all__ = ["Era"]

@@ -13,8 +13,9 @@ from functools import wraps
 from typing import Any, ParamSpec
 
 from ...model.dm_target import SECTOR_SIZE, BlockDevice, Op
-from ..serial import Job, Request
+from ..serial import Job
 from ..shash import Shash
+from ..steps import Request
 from .journal import Entry, Journal, JournalError
 from .layout import Layout, SbFlag
 

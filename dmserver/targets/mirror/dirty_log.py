@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 from ...model.dm_target import SECTOR_SIZE, Op, StatusType, Target, TargetError, do_io, parse_u32, submit
+from ..steps import Done
 
 __all__ = ["CoreLog", "DiskLog", "create"]
 
@@ -27,8 +28,6 @@ MAGIC = 0x4D695272
 VERSION = 2
 _HEADER = struct.Struct("<IIQ")
 BITS_AT = 2 * SECTOR_SIZE
-
-Done = Callable[[int], None]
 
 
 class CoreLog:

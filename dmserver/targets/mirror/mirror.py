@@ -30,6 +30,7 @@ from ...model.dm_target import (
     parse_sector,
     parse_u32,
 )
+from ..steps import Request, gather
 from . import dirty_log
 from .legs import Leg, Legs
 from .region_hash import Region, RegionHash, State
@@ -272,22 +273,11 @@ class Mirror(Target):
     def _on_all_legs(
         self, op: Op, sector: int, data: memoryview | int | None, done: Callable[[set[Leg]], None], *, fua: bool = False
     ) -> None:
-        failed: set[Leg] = set()
-        left = len(self.legs)
+        def ended(errors: list[int]) -> None:
+            done({leg for leg, error in zip(self.legs, errors, strict=True) if error})
 
-        def one_done(leg: Leg, error: int) -> None:
-            nonlocal left
-            with self._lock:
-                if error:
-                    failed.add(leg)
-                left -= 1
-                if left:
-                    return
-            done(failed)
-
-        for leg in self.legs:
-            at = 0 if op is Op.FLUSH else leg.offset + sector
-            self.submit(op, leg.dev.bdev, at, data, lambda error, leg=leg: one_done(leg, error), fua=fua)  # type: ignore[misc]  # its default
+        places = [(leg.dev.bdev, 0 if op is Op.FLUSH else leg.offset + sector) for leg in self.legs]
+        gather([Request(op, bdev, at, data, fua) for bdev, at in places], ended)
 
     def _flush_legs(self, done: Callable[[int], None]) -> None:
         def flushed(failed: set[Leg]) -> None:

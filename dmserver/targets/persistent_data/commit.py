@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ...model.dm_target import BlockDevice, Op, submit
+from ..steps import Done, Request, gather
 from .block import BLOCK_SECTORS
 
-__all__ = ["Commit", "Done", "after", "write_commit"]
-
-Done = Callable[[int], None]
+__all__ = ["Commit", "write_commit"]
 
 
 @dataclass(slots=True)
@@ -22,38 +20,21 @@ class Commit:
     blocks: list[tuple[int, bytes]] = field(default_factory=list)
 
 
-def after(count: int, done: Done) -> Done:
-    """A function to be called `count` times, with errnos; then `done` gets the first that is none of success."""
-    lock = threading.Lock()
-    left, failed = count, 0
-
-    def one_done(error: int) -> None:
-        nonlocal left, failed
-        with lock:
-            failed = failed or error
-            left -= 1
-            if left:
-                return
-        done(failed)
-
-    return one_done
-
-
 def write_commit(commit: Commit, metadata: BlockDevice, data: Sequence[BlockDevice], done: Done) -> None:
     """Flush the data, write the blocks, flush, write the superblock."""
 
-    def data_flushed(error: int) -> None:
-        if error:
-            done(error)
+    def data_flushed(errors: list[int]) -> None:
+        if any(errors):
+            done(max(errors))
             return
-        written = after(len(commit.blocks) + 1, blocks_written)
-        for block, image in commit.blocks:
-            submit(Op.WRITE, metadata, block * BLOCK_SECTORS, memoryview(image), written)
-        written(0)
+        gather(
+            [Request(Op.WRITE, metadata, block * BLOCK_SECTORS, memoryview(image)) for block, image in commit.blocks],
+            blocks_written,
+        )
 
-    def blocks_written(error: int) -> None:
-        if error:
-            done(error)
+    def blocks_written(errors: list[int]) -> None:
+        if any(errors):
+            done(max(errors))
         else:
             submit(Op.FLUSH, metadata, 0, None, blocks_flushed)
 
@@ -63,7 +44,4 @@ def write_commit(commit: Commit, metadata: BlockDevice, data: Sequence[BlockDevi
         else:
             submit(Op.WRITE, metadata, 0, memoryview(commit.superblock), done, fua=True)
 
-    flushed = after(len(data) + 1, data_flushed)
-    for device in data:
-        submit(Op.FLUSH, device, 0, None, flushed)
-    flushed(0)
+    gather([Request(Op.FLUSH, device, 0, None) for device in data], data_flushed)

@@ -18,13 +18,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ...model.dm_target import Bio, DmPdev, MapResult, Op, Target
+from ..steps import Request, Step, gather
 from .super import BITMAP_AT, MAX_SECTOR, Bitmap, Superblock
 
-__all__ = ["Array", "Carried", "Claim", "Member", "gather"]
+__all__ = ["Array", "Carried", "Claim", "Member"]
 
 Done = Callable[[], None]
-#: Takes a function that wants an errno.
-Job = Callable[[Callable[[int], None]], None]
 
 
 @dataclass(slots=True, eq=False)
@@ -121,28 +120,6 @@ class Ranges:
             return None
 
 
-def gather(jobs: Sequence[Job], done: Callable[[list[int]], None]) -> None:
-    """Start all jobs; `done` gets their errnos in order once all have ended."""
-    if not jobs:
-        done([])
-        return
-    errors = [0] * len(jobs)
-    left = len(jobs)
-    lock = threading.Lock()
-
-    def ended(number: int, error: int) -> None:
-        nonlocal left
-        errors[number] = error
-        with lock:
-            left -= 1
-            if left:
-                return
-        done(errors)
-
-    for number, job in enumerate(jobs):
-        job(lambda error, number=number: ended(number, error))  # type: ignore[misc]  # its default
-
-
 class Array(ABC):
     """`struct mddev`. `resync_at` (`recovery_cp`): up to there all members agree, MAX_SECTOR when they all do.
     `sync_max`: the size of sync space; `dev_sectors`: what is used of each device; `shape`: level, layout, chunk."""
@@ -194,9 +171,9 @@ class Array(ABC):
 
     # -- reading and writing ----------------------------------------------------------------------------
 
-    def job(self, op: Op, member: Member, sector: int, data: memoryview | int | None, *, fua: bool = False) -> Job:
-        """A bio to a member, for `gather`."""
-        return lambda ended: self.target.submit(op, member.dev.bdev, sector, data, ended, fua=fua)
+    def job(self, op: Op, member: Member, sector: int, data: memoryview | int | None, *, fua: bool = False) -> Step:
+        """A bio to a member."""
+        return Request(op, member.dev.bdev, sector, data, fua)
 
     def flush(self, bio: Bio) -> None:
         """To all members (`md_flush_request`)."""
@@ -272,7 +249,7 @@ class Array(ABC):
         self._write_metadata(0, images, done)
 
     def _write_metadata(self, sector: int, images: Sequence[tuple[Member, bytearray]], done: Done) -> None:
-        def write(member: Member, image: bytearray) -> Job:
+        def write(member: Member, image: bytearray) -> Step:
             assert member.meta is not None
             bdev = member.meta.bdev
             return lambda ended: self.target.submit(Op.WRITE, bdev, sector, memoryview(image), ended, fua=True)

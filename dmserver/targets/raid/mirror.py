@@ -6,7 +6,8 @@ import errno
 from collections.abc import Callable
 
 from ...model.dm_target import SECTOR_SIZE, Bio, MapResult, Op, Target
-from .array import Array, Claim, Job, Member, gather
+from ..steps import Step, gather
+from .array import Array, Claim, Member
 from .geometry import Near
 
 __all__ = ["Copies"]
@@ -132,7 +133,7 @@ class Copies(Array):
             start += count
         mismatches = 0
 
-        def piece(at: int, count: int) -> Job:
+        def piece(at: int, count: int) -> Step:
             def ended(found: int, then: Callable[[int], None]) -> None:
                 nonlocal mismatches
                 mismatches += found

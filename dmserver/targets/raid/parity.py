@@ -10,7 +10,8 @@ import errno
 from collections.abc import Callable, Iterable
 
 from ...model.dm_target import SECTOR_SIZE, Bio, MapResult, Op, Target
-from .array import Array, Claim, Job, Member, gather
+from ..steps import Step, gather
+from .array import Array, Claim, Member
 from .geometry import Row, Striped, recover, syndromes
 
 __all__ = ["Parity"]
@@ -168,7 +169,7 @@ class Parity(Array):
         pieces = [(at, min(end, at + chunk - at % chunk)) for at in starts]
         mismatches = 0
 
-        def piece(at: int, end: int) -> Job:
+        def piece(at: int, end: int) -> Step:
             def ended(found: int, then: Callable[[int], None]) -> None:
                 nonlocal mismatches
                 mismatches += found

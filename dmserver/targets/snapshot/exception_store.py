@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from ...model.dm_target import SECTOR_SIZE, BlockDevice, DmPdev, Op, Target, TargetError, do_io, parse_uint, submit
+from ..steps import Done
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,7 +43,6 @@ _HEADER = struct.Struct("<IIII")
 _PAIR = struct.Struct("<QQ")
 INT_MAX = (1 << 31) - 1
 
-Done = Callable[[int], None]
 Committed = Callable[[bool], None]
 
 

@@ -6,7 +6,7 @@ import errno
 from collections.abc import Sequence
 
 from ...model.dm_target import SECTOR_SIZE, BlockDevice, Extent, Kcopyd, Op, submit
-from ..persistent_data.commit import Done, after
+from ..steps import Done, Request, gather
 
 __all__ = ["copy_block", "discard_runs"]
 
@@ -28,7 +28,5 @@ def copy_block(kcopyd: Kcopyd, source: Extent, data: BlockDevice, sector: int, s
 
 def discard_runs(data: BlockDevice, runs: Sequence[tuple[int, int]], done: Done) -> None:
     """Discard runs of (sector, sectors)."""
-    discarded = after(len(runs) + 1, done)
-    for sector, length in runs:
-        submit(Op.DISCARD, data, sector, length, discarded)
-    discarded(0)
+    discards = [Request(Op.DISCARD, data, sector, length) for sector, length in runs]
+    gather(discards, lambda errors: done(max(errors, default=0)))

@@ -10,12 +10,11 @@ equations, one syndrome each. All is done for whole blocks at a time. Bad hash b
 
 from __future__ import annotations
 
-import errno
-import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from ...model.dm_target import SECTOR_SIZE, BlockDevice, DmPdev, Op, Target, submit
+from ...model.dm_target import SECTOR_SIZE, BlockDevice, DmPdev, Op, Target
+from ..steps import Request, gather
 
 __all__ = ["MAX_ROOTS", "MIN_ROOTS", "Fec", "Layout"]
 
@@ -171,21 +170,10 @@ def _read_all(
 ) -> None:
     """Read all of `areas` at once; what is None, or lies behind its device's end, is `size` zeroes."""
     parts: list[bytes | bytearray] = [bytes(size) for _ in areas]
-    present = [(at, area) for at, area in enumerate(areas) if area and area[1] + area[2] <= area[0].bytes]
-    lock = threading.Lock()
-    left, failed = len(present), 0
-
-    def ended(error: int) -> None:
-        nonlocal left, failed
-        with lock:
-            failed = failed or error
-            left -= 1
-            if left:
-                return
-        done(None if failed else [bytes(part) for part in parts])
-
-    for at, (bdev, start, length) in present:
-        parts[at] = bytearray(length)
-        submit(Op.READ, bdev, start // SECTOR_SIZE, memoryview(parts[at]), ended)
-    if not present:
-        ended(errno.EIO)
+    reads = []
+    for at, area in enumerate(areas):
+        if area and area[1] + area[2] <= area[0].bytes:
+            bdev, start, length = area
+            parts[at] = bytearray(length)
+            reads.append(Request(Op.READ, bdev, start // SECTOR_SIZE, memoryview(parts[at])))
+    gather(reads, lambda errors: done(None if any(errors) else [bytes(part) for part in parts]))

@@ -16,7 +16,8 @@ from collections.abc import Callable, Generator, Iterator
 from functools import partial
 
 from ...model.dm_target import BlockDevice, Kcopyd, Op
-from ..serial import Done, Job, Request, SerialQueue, Step
+from ..serial import Job, SerialQueue
+from ..steps import Done, Request, Step
 from .cache import Cache, Entry
 
 __all__ = ["InFlight", "WritecacheIo"]

@@ -29,7 +29,8 @@ from ...model.dm_target import (
     parse_sector,
     parse_u32,
 )
-from ..serial import Done, Job
+from ..serial import Job
+from ..steps import Done
 from .bios import Bios, Carried, Stats
 from .cache import Cache
 from .io import MAX_AGE_DIV, WritecacheIo

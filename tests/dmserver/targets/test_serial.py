@@ -6,7 +6,8 @@ import pytest
 from support.targets import FaultyDisk, pattern, read
 
 from dmserver.io.bio import Op
-from dmserver.targets.serial import Job, Request, SerialQueue
+from dmserver.targets.serial import Job, SerialQueue
+from dmserver.targets.steps import Request
 
 
 def copy(disk: FaultyDisk, order: list[int], sector: int) -> Job:

@@ -7,7 +7,7 @@ from support.targets import FaultyDisk
 
 from dmserver.io.bio import Op
 from dmserver.targets.persistent_data.block import BLOCK_SIZE
-from dmserver.targets.persistent_data.commit import Commit, after, write_commit
+from dmserver.targets.persistent_data.commit import Commit, write_commit
 
 COMMIT = Commit(bytes(BLOCK_SIZE), [(3, bytes(BLOCK_SIZE)), (5, bytes(BLOCK_SIZE))])
 
@@ -38,13 +38,3 @@ def test_no_metadata_tell_of_data_that_were_lost() -> None:
     write_commit(COMMIT, metadata, [data], ended.append)
     assert ended == [errno.EIO]
     assert not metadata.log
-
-
-def test_after_tells_the_first_failure_once() -> None:
-    ended: list[int] = []
-    one_done = after(3, ended.append)
-    one_done(0)
-    one_done(errno.ENOSPC)
-    assert not ended
-    one_done(errno.EIO)
-    assert ended == [errno.ENOSPC]
