@@ -113,12 +113,12 @@ class EraMetadata(Metadata[_Superblock]):
         if superblock.metadata_snap:
             snapshot = self._snapshot()
             roots.append((snapshot.writeset_tree_root, snapshot.era_array_root))
+        writesets: set[int] = set()
         for tree, array in roots:
-            for _ in self._eras.values(array):
-                pass
-            for _, (_, root) in self._writesets.items(tree):
-                for _ in self._bits.members(root):
-                    pass
+            self._eras.read(array)
+            writesets.update(root for _, (_, root) in self._writesets.items(tree))
+        for root in writesets:
+            self._bits.read(root)
 
     def _load(self, superblock: _Superblock) -> None:
         super()._load(superblock)

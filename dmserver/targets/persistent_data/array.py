@@ -65,7 +65,8 @@ class Array:
         if page is None:
             page = ArrayBlock.unpack(self.transaction.read(block), block, self._code)
             self.transaction.pages[block] = page
-        assert isinstance(page, ArrayBlock)
+        if not isinstance(page, ArrayBlock) or page.code != self._code:
+            raise Corrupt(f"block {block} is something else than a block of an array, too")
         return page
 
     def empty(self) -> int:
@@ -112,10 +113,23 @@ class Array:
             raise Corrupt(f"array {root}: no entry {index}")
         return values[at]
 
+    def read(self, root: int) -> None:
+        """Have a whole array in memory."""
+        for _ in self._blocks(root):
+            pass
+
     def values(self, root: int) -> Iterator[int]:
         """All entries in order."""
+        for block in self._blocks(root):
+            yield from block.values
+
+    def _blocks(self, root: int) -> Iterator[ArrayBlock]:
+        met: set[int] = set()
         for _, block in self._tree.items(root):
-            yield from self._block(block).values
+            if block in met:
+                raise Corrupt(f"array {root}: block {block} is in it twice")
+            met.add(block)
+            yield self._block(block)
 
     def set(self, root: int, index: int, value: int) -> int:
         """Change one entry."""

@@ -45,6 +45,10 @@ class Bitset:
     def has(self, root: int, member: int) -> bool:
         return bool(self._array.get(root, member // _WORD) >> member % _WORD & 1)
 
+    def read(self, root: int) -> None:
+        """Have a whole set in memory."""
+        self._array.read(root)
+
     def members(self, root: int) -> Iterator[int]:
         """All members in order."""
         for number, word in enumerate(self._array.values(root)):

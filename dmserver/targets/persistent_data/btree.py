@@ -17,6 +17,7 @@ BTREE_SALT = 121107
 
 _HEADER = struct.Struct("<IIQIIIxxxx")  # csum, flags, blocknr, nr_entries, max_entries, value_size
 _INTERNAL, _LEAF = 1, 2
+_MAX_DEPTH = 64
 _U64 = struct.Struct("<Q")
 
 
@@ -59,6 +60,8 @@ class Node:
                 f"btree node {block}: {count} of {max_entries} entries of {value_size} bytes: "
                 f"expected {node.max_entries} of {node.layout.size} bytes"
             )
+        if not leaf and not count:
+            raise Corrupt(f"btree node {block}: expected children")
         node.keys = list(struct.unpack_from(f"<{count}Q", image, _HEADER.size))
         at = _HEADER.size + 8 * max_entries
         values = node.layout.iter_unpack(image[at : at + count * value_size])
@@ -90,7 +93,8 @@ class BTree:
         if page is None:
             page = Node.unpack(self.transaction.read(block), block, self.layout)
             self.transaction.pages[block] = page
-        assert isinstance(page, Node)
+        if not isinstance(page, Node) or (page.leaf and page.layout.format != self.layout.format):
+            raise Corrupt(f"block {block} is something else than a node of a tree, too")
         return page
 
     def empty(self) -> int:
@@ -111,8 +115,14 @@ class BTree:
         return node.values[at] if at < len(node.keys) and node.keys[at] == key else None
 
     def items(self, root: int, begin: int = 0, end: int = 1 << 64) -> Iterator[tuple[int, Any]]:
-        """Keys from `begin` up to but not including `end`, with their values."""
-        node = self._node(root)
+        """Keys from `begin` up to but not including `end`, with their values. Corrupt where a node is met again."""
+        return self._items(root, begin, end, set(), 1)
+
+    def _items(self, block: int, begin: int, end: int, met: set[int], depth: int) -> Iterator[tuple[int, Any]]:
+        if block in met or depth > _MAX_DEPTH:
+            raise Corrupt(f"btree node {block}: expected to be met once, and no deeper than {_MAX_DEPTH} nodes")
+        met.add(block)
+        node = self._node(block)
         at = bisect_left(node.keys, begin) if node.leaf else max(bisect_right(node.keys, begin) - 1, 0)
         for key, value in zip(node.keys[at:], node.values[at:], strict=True):
             if key >= end:
@@ -120,7 +130,7 @@ class BTree:
             if node.leaf:
                 yield key, value
             else:
-                yield from self.items(value, begin, end)
+                yield from self._items(value, begin, end, met, depth + 1)
 
     def highest(self, root: int) -> int | None:
         """The highest key, None for an empty tree."""

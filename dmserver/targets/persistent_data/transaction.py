@@ -42,8 +42,11 @@ class Counts:
         return len(self.low)
 
     def __getitem__(self, block: int) -> int:
-        low = self.low[block]
-        return self.many[block] if low == _MANY else low
+        try:
+            low = self.low[block]
+            return self.many[block] if low == _MANY else low
+        except LookupError:
+            raise Corrupt(f"block {block} of {len(self.low)} is not counted") from None
 
     def __setitem__(self, block: int, count: int) -> None:
         old = self.low[block]
@@ -127,7 +130,8 @@ class Transaction:
         page = self.pages.get(block)
         if page is None:
             page = self.pages[block] = self.read(block)
-        assert isinstance(page, bytes)
+        if not isinstance(page, bytes):
+            raise Corrupt(f"block {block} is in use twice")
         return page
 
     def new(self, page: Page | bytes) -> int:

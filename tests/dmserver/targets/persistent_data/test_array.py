@@ -7,6 +7,7 @@ from support.persistent_data import transaction
 
 from dmserver.targets.persistent_data.array import Array, ArrayBlock
 from dmserver.targets.persistent_data.block import Corrupt
+from dmserver.targets.persistent_data.btree import BTree
 from dmserver.targets.persistent_data.transaction import Transaction
 
 SIZES = st.integers(0, 3000)
@@ -80,3 +81,20 @@ def test_blocks_of_other_values_are_refused() -> None:
         ArrayBlock.unpack(image, 9, "I")
     with pytest.raises(Corrupt, match="array_block check failed: blocknr 9: wanted 8"):
         ArrayBlock.unpack(image, 8, "Q")
+
+
+def test_a_block_that_is_there_twice_is_refused() -> None:
+    """A few blocks must not become billions of values."""
+    work = transaction()
+    array, tree = Array(work, "I"), BTree(work, "<Q")
+    block = work.new(ArrayBlock("I", [1, 2]))
+    root = tree.insert(tree.insert(tree.empty(), 0, block), 1, block)
+    with pytest.raises(Corrupt, match=f"array {root}: block {block} is in it twice"):
+        array.read(root)
+
+
+def test_a_block_that_is_something_else_is_refused() -> None:
+    work = transaction()
+    root = Array(work, "Q").new([1, 2])
+    with pytest.raises(Corrupt, match="is something else than a block of an array, too"):
+        Array(work, "I").read(root)

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+from struct import Struct
+
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from support.persistent_data import transaction
 
@@ -92,6 +94,7 @@ def test_removing_what_is_not_there() -> None:
 
 @given(st.lists(st.integers(0, 2**64 - 1), unique=True, max_size=100), st.booleans())
 def test_nodes_pack(keys: list[int], leaf: bool) -> None:
+    assume(leaf or keys)
     layout = BTree(transaction(), "<QQII" if leaf else "<Q").layout
     values = [(key, 1, 2, 3) if leaf else key for key in keys]
     node = Node(leaf, layout, sorted(keys), values)
@@ -104,3 +107,33 @@ def test_a_node_of_another_tree_is_refused() -> None:
     image = Node(True, layout, [1], [2]).pack(9)
     with pytest.raises(Corrupt, match="btree node 9: 1 of 252 entries of 8 bytes: expected 336 of 4 bytes"):
         Node.unpack(image, 9, BTree(transaction(), "<I").layout)
+
+
+def test_nodes_that_go_round_in_circles_are_refused() -> None:
+    work = transaction()
+    tree = BTree(work, "<Q")
+    leaf = tree.insert(tree.empty(), 0, 0)
+    inner = Struct("<Q")
+    circle = work.new(Node(False, inner, [0], [leaf]))
+    work.pages[circle] = Node(False, inner, [0], [circle])
+    twice = work.new(Node(False, inner, [0, 1], [leaf, leaf]))
+    deep = leaf
+    for _ in range(100):
+        deep = work.new(Node(False, inner, [0], [deep]))
+    for root in (circle, twice, deep):
+        with pytest.raises(Corrupt, match="expected to be met once, and no deeper than 64 nodes"):
+            list(tree.items(root))
+
+
+def test_an_inner_node_without_children_is_refused() -> None:
+    inner = Struct("<Q")
+    with pytest.raises(Corrupt, match="btree node 9: expected children"):
+        Node.unpack(Node(False, inner, [], []).pack(9), 9, inner)
+
+
+def test_a_block_that_is_something_else_is_refused() -> None:
+    work = transaction()
+    pair = BTree(work, "<IQ")
+    for block in (work.new(b""), pair.insert(pair.empty(), 1, (2, 3))):
+        with pytest.raises(Corrupt, match=f"block {block} is something else than a node of a tree, too"):
+            BTree(work, "<Q").lookup(block, 1)

@@ -55,3 +55,19 @@ def test_an_aborted_transaction_leaves_the_committed_blocks() -> None:
     tree.insert(root, 1, 2)
     work.abort()
     assert tree.lookup(root, 1) == 1
+
+
+def test_blocks_that_are_not_counted() -> None:
+    counts = Counts()
+    counts.extend(2)
+    counts.low[1] = 3  # and no number of its own
+    for block in (1, 2):
+        with pytest.raises(Corrupt, match=f"block {block} of 2 is not counted"):
+            counts.inc(block)
+
+
+def test_a_block_of_the_space_map_that_is_a_node_of_a_tree() -> None:
+    work = transaction()
+    root = BTree(work, "<Q").empty()
+    with pytest.raises(Corrupt, match=f"block {root} is in use twice"):
+        work.raw(root)
