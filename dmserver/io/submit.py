@@ -13,7 +13,10 @@ from collections.abc import Callable
 from .bio import Bio, Op
 from .blockdev import BlockDevice
 
-__all__ = ["is_suspended", "run_flat", "submit_and_wait"]
+__all__ = ["TURN", "is_suspended", "run_apart", "run_flat", "submit_and_wait", "wait_for"]
+
+#: Seconds between two looks at whether what is waited for can still come.
+TURN = 0.05
 
 
 class _Active(threading.local):
@@ -39,13 +42,46 @@ def run_flat(start: Callable[[Bio], None], bio: Bio) -> None:
         _active.bios = None
 
 
+def run_apart(start: Callable[[], None]) -> None:
+    """Start bios that are going to be waited for: they must not wait for one under way in this thread."""
+    outer, _active.bios = _active.bios, None
+    try:
+        start()
+    finally:
+        _active.bios = outer
+
+
 def is_suspended(device: BlockDevice) -> bool:
-    """A request to it would wait for a resume, of this device or of one underneath."""
+    """A request to it might wait for a command: it is suspended, or holds bios (`Target.holds_bios`), or a device that
+    its table uses is or does; or it is mapped onto itself, and might wait for itself."""
+    return _waits(device, [], set())
+
+
+def _waits(device: BlockDevice, above: list[BlockDevice], moving: set[BlockDevice]) -> bool:
     io = device.mapped_io
-    if io is None:
+    if io is None or device in moving:
         return False
-    below = io.device.live.devices() if io.device.live else ()
-    return io.blocked or any(is_suspended(pdev.bdev) for pdev, _, _ in below)
+    if io.blocked or device in above:
+        return True
+    above.append(device)
+    if table := io.device.live:
+        for target in table.targets:
+            if target.holds_bios:
+                return True
+        for pdev in table.pdevs:
+            if _waits(pdev.bdev, above, moving):
+                return True
+    moving.add(above.pop())
+    return False
+
+
+def wait_for(ended: threading.Event, *devices: BlockDevice) -> bool:
+    """Wait for what requests to these devices bring about; False when one of them is suspended: it might be for
+    ever."""
+    while not ended.wait(TURN):
+        if any(map(is_suspended, devices)):
+            return False
+    return True
 
 
 def submit_and_wait(
@@ -64,10 +100,6 @@ def submit_and_wait(
     ended = threading.Lock()
     ended.acquire()
     bio = Bio(op, sector, nr_sectors, data, lambda _: ended.release(), fua=fua, bdev=bdev)
-    outer, _active.bios = _active.bios, None  # a `map` that waits must not wait for itself
-    try:
-        bdev.submit_bio(bio)
-        ended.acquire()
-    finally:
-        _active.bios = outer
+    run_apart(lambda: bdev.submit_bio(bio))
+    ended.acquire()
     return bio.error

@@ -22,6 +22,7 @@ A target is a class. `ctr` reads the arguments, `map` says where a bio goes, the
 from __future__ import annotations
 
 import errno
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import Enum, Flag, auto
 from itertools import islice
@@ -33,7 +34,7 @@ from ..io.bio import Bio, Op
 from ..io.blockdev import BlockDevice
 from ..io.kcopyd import Kcopyd
 from ..io.limits import QueueLimits
-from ..io.submit import is_suspended, submit_and_wait
+from ..io.submit import TURN, is_suspended, run_apart, wait_for
 from .args import Arguments, parse_sector, parse_u32, parse_uint, split_args
 from .dm_pdev import DmPdev
 
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "SECTOR_SIZE",
+    "TURN",
     "Arguments",
     "Bio",
     "BlockDevice",
@@ -63,6 +65,7 @@ __all__ = [
     "parse_uint",
     "split_args",
     "submit",
+    "wait_for",
 ]
 
 Shared = TypeVar("Shared")
@@ -183,6 +186,11 @@ class Target:
         """A bio that was REMAPPED came back; return the errno to report (0: success), or an `EndIo`."""
         return error
 
+    @property
+    def holds_bios(self) -> bool:
+        """Bios wait here for a command, and so would those who wait for them."""
+        return False
+
     def status(self, kind: StatusType) -> str:
         """The status line (INFO) or the parameters that would build this target again (TABLE)."""
         return ""
@@ -282,7 +290,8 @@ class Target:
         submit(op, bdev, sector, data, done, fua=fua)
 
     def do_io(self, op: Op, bdev: BlockDevice, sector: int, data: memoryview | int | None, *, fua: bool = False) -> int:
-        """`submit` and wait; returns the errno. For `ctr`, `resume` and their like only: never in the way of a bio."""
+        """`submit` and wait; returns the errno, EAGAIN when that might be for ever (`is_suspended`). Never in the way
+        of a bio: for `ctr`, `resume` and their like only."""
         return do_io(op, bdev, sector, data, fua=fua)
 
     def shared(self, kind: type[Shared]) -> Shared:
@@ -330,6 +339,14 @@ def submit(
 
 def do_io(op: Op, bdev: BlockDevice, sector: int, data: memoryview | int | None, *, fua: bool = False) -> int:
     """`Target.do_io` for helpers that are no target."""
-    buffer = data if isinstance(data, memoryview) else None
-    count = data if isinstance(data, int) else len(buffer) // SECTOR_SIZE if buffer is not None else 0
-    return submit_and_wait(bdev, op, sector, count, buffer, fua=fua)
+    if is_suspended(bdev):
+        return errno.EAGAIN
+    errors: list[int] = []
+    ended = threading.Event()
+
+    def done(error: int) -> None:
+        errors.append(error)
+        ended.set()
+
+    run_apart(lambda: submit(op, bdev, sector, data, done, fua=fua))
+    return errors[0] if wait_for(ended, bdev) else errno.EAGAIN

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Generator
 from typing import TypeVar
 
+from ..model.dm_target import BlockDevice, wait_for
 from .steps import Done, Step
 
 __all__ = ["Job", "SerialQueue"]
@@ -64,8 +65,9 @@ class SerialQueue:
             self._busy = True
         self._run()
 
-    def run(self, job: Job) -> int:
-        """`start` and wait; returns the errno. Not in the way of a bio."""
+    def run(self, job: Job, *devices: BlockDevice) -> int:
+        """`start` and wait; returns the errno, EAGAIN when one of the `devices` might hold up the job for ever. Not in
+        the way of a bio."""
         errors: list[int] = []
         ended = threading.Event()
 
@@ -74,8 +76,7 @@ class SerialQueue:
             ended.set()
 
         self.start(job, done)
-        ended.wait()
-        return errors[0]
+        return errors[0] if wait_for(ended, *devices) else errno.EAGAIN
 
     def between(self, work: Callable[[], T], later: Callable[[], None]) -> T | None:
         """What `work` returns, called while no job runs. None when one does: `later` is called once none does.

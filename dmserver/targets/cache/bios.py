@@ -10,7 +10,7 @@ import errno
 from collections import deque
 from functools import partial
 
-from ...model.dm_target import Bio, BlockDevice, EndIo, MapResult, Op, submit
+from ...model.dm_target import TURN, Bio, BlockDevice, EndIo, MapResult, Op, submit
 from ..actions import Actions
 from .locks import BlockLocks
 from .mover import Migration, Mover
@@ -252,5 +252,5 @@ class Bios:
                 if not actions and self.mover.under_way:
                     if store.held_up:
                         return False
-                    store.lock.wait()
+                    store.lock.wait(TURN)
         return True

@@ -24,6 +24,7 @@ from ...model.dm_target import (
     StatusType,
     Target,
     TargetError,
+    is_suspended,
     parse_uint,
 )
 from ..actions import Actions
@@ -277,9 +278,13 @@ class Cache(Target):
         self._store.metadata.write_hints(kind.name.encode(), kind.version, self._state.policy.hints())
 
     def preresume(self) -> None:
+        if not self._loaded and is_suspended(self.metadata_dev.bdev):
+            raise TargetError(errno.EAGAIN)
         self._store.adopt(self._state)
         metadata = self._store.metadata
         with self._store.quiet() as actions:
+            if not self._loaded:
+                self._read(actions)
             self._resize(self.cache_dev.bdev.size // self._state.block_size, actions)
             if not self._loaded:
                 self._load(actions)
@@ -288,6 +293,15 @@ class Cache(Target):
                 metadata.clean = False
         if in_use:
             self._store.commit()
+
+    def _read(self, actions: Actions) -> None:
+        """Have all metadata in memory: later, nobody could wait for them."""
+        try:
+            self._store.metadata.read()
+        except METADATA_FAILURES as failure:
+            self._state.log("could not load cache mappings")
+            self._state.operation_failed("dm_cache_load_mappings", failure, actions)
+            raise TargetError(errno_of(failure)) from None
 
     def _resize(self, blocks: int, actions: Actions) -> None:
         state = self._state

@@ -132,6 +132,16 @@ class CacheMetadata(Metadata[Superblock]):
 
     # -- mappings ---------------------------------------------------------------------------------------
 
+    def read(self) -> None:
+        """Read all that is not in memory yet, whether it counts or not. Raises Corrupt or OSError."""
+        superblock = self._superblock
+        for root, array in ((superblock.mapping_root, self._mappings), (superblock.hint_root, self._hints)):
+            if root:
+                array.read(root)
+        for root in (superblock.discard_root, superblock.dirty_root):
+            if root:
+                self._bits.read(root)
+
     @property
     def cache_blocks(self) -> int:
         return self._superblock.cache_blocks
@@ -172,7 +182,7 @@ class CacheMetadata(Metadata[Superblock]):
         if self.clean_when_opened and known == (policy_name, policy_version, hint_size) and superblock.hint_root:
             hints = self._hints.values(superblock.hint_root)
         dirty = set(self._bits.members(superblock.dirty_root)) if self._separate_dirty_bits else None
-        values = self._mappings.values(superblock.mapping_root)
+        values = islice(self._mappings.values(superblock.mapping_root), self.cache_blocks)
         for cblock, (value, hint) in enumerate(zip(values, chain(hints, repeat(None)), strict=False)):
             if value & _VALID:
                 is_dirty = bool(value & _DIRTY) if dirty is None else cblock in dirty

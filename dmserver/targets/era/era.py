@@ -135,6 +135,10 @@ class Era(Target):
 
     # -- the metadata -----------------------------------------------------------------------------------
 
+    def _run(self, *changes: Callable[[], None]) -> int:
+        """`_call`, for commands: returns the errno."""
+        return self._worker.run(self._call(*changes), self.metadata_dev.bdev)
+
     def _call(self, *changes: Callable[[], None]) -> Job:
         """Make changes, each a transaction of its own, up to the first that fails."""
         self._kick_off_digest()
@@ -214,11 +218,11 @@ class Era(Target):
         nr_blocks = -(-self.len // self.block_size)
         if self._nr_blocks != nr_blocks:
             self._catch_up()
-            if error := self._worker.run(self._call(partial(self.metadata.resize, nr_blocks))):
+            if error := self._run(partial(self.metadata.resize, nr_blocks)):
                 self.log("era_preresume: metadata_resize failed")
                 raise TargetError(error)
             self._nr_blocks = nr_blocks
-        if error := self._worker.run(self._call(self.metadata.rollover)):
+        if error := self._run(self.metadata.rollover):
             self.log("era_preresume: metadata_era_rollover failed")
             raise TargetError(error)
         self._suspended = False
@@ -235,7 +239,7 @@ class Era(Target):
 
     def postsuspend(self) -> None:
         """The era ends."""
-        if not self._is_held_up and self._worker.run(self._call(self.metadata.archive)):
+        if not self._is_held_up and self._run(self.metadata.archive):
             self.log("era_postsuspend: couldn't archive current era")
         self._suspended = True
 
@@ -256,7 +260,7 @@ class Era(Target):
             raise TargetError(errno.EINVAL)
         if self._is_held_up:
             raise TargetError(errno.EAGAIN)
-        if error := self._worker.run(self._call(*changes[argv[0].lower()])):
+        if error := self._run(*changes[argv[0].lower()]):
             raise TargetError(error)
         return None
 
@@ -265,7 +269,7 @@ class Era(Target):
         if kind is StatusType.TABLE:
             return f"{self.metadata_dev.number} {self.origin_dev.number} {self.block_size}"
         if not self._is_held_up:
-            self._worker.run(self._call(lambda: None))
+            self._run(lambda: None)
         metadata = self.metadata
         usage = f"{BLOCK_SECTORS} {metadata.used_metadata_blocks}/{metadata.metadata_blocks}"
         return f"{usage} {metadata.current_era} {metadata.snapshot or '-'}"

@@ -28,7 +28,7 @@ from ...model.dm_target import (
     parse_sector,
     parse_u32,
 )
-from ..serial import SerialQueue
+from ..serial import Job, SerialQueue
 from ..shash import Shash, allocate
 from .io import IntegrityIo
 from .journal import Journal
@@ -102,7 +102,7 @@ class Integrity(Target):
         self._start_io()
         if formatted and self.mode != "R":
             self._set_bitmap_size()
-            if error := self.queue.run(self.io.format()):
+            if error := self._run(self.io.format()):
                 raise self.refuse("Error initializing journal", error)
         self.is_current = formatted
         if not self.layout.separate:
@@ -355,6 +355,10 @@ class Integrity(Target):
             self.hold()
             self.queue.start(self.io.commit(), lambda error: self.release())
 
+    def _run(self, job: Job) -> int:
+        """For commands, which wait for it."""
+        return self.queue.run(job, self.dev.bdev, self.meta.bdev)
+
     def presuspend(self) -> None:
         self.suspending = True
         self._commit()
@@ -365,7 +369,7 @@ class Integrity(Target):
 
     def postsuspend(self) -> None:
         """A removal does not wait for the commit."""
-        self.queue.run(self.io.commit())
+        self._run(self.io.commit())
 
     def resume(self) -> None:
         self.suspending = False
@@ -374,9 +378,9 @@ class Integrity(Target):
             return
         if sb.provided_data_sectors != self.layout.provided:
             sb.provided_data_sectors = self.layout.provided
-            self.queue.run(self.io.write_superblock())
+            self._run(self.io.write_superblock())
         if not self.is_current:
-            self.queue.run(self.io.replay())
+            self._run(self.io.replay())
             self.is_current = True
         self.queue_work(self._recalculate)
 

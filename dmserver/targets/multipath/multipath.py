@@ -201,6 +201,10 @@ class Multipath(Target):
         self.queue_work(self._process_queued)
         return EndIo.INCOMPLETE
 
+    @property
+    def holds_bios(self) -> bool:
+        return self.queue_if_no_path and not self._nr_valid_paths()
+
     def _process_queued(self) -> None:
         with self._lock:
             queued, self._queued = self._queued, []

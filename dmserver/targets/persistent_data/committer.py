@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ...model.dm_target import BlockDevice, TargetError, is_suspended
+from ...model.dm_target import TURN, BlockDevice, TargetError, is_suspended, wait_for
 from ..actions import Actions, run
 from .commit import write_commit
 from .metadata import METADATA_FAILURES, Metadata
@@ -95,7 +95,7 @@ class Committer(ABC):
             while self._committing:
                 if self.held_up:
                     raise TargetError(errno.EAGAIN)
-                self.lock.wait()
+                self.lock.wait(TURN)
             yield actions
 
     def commit(self) -> None:
@@ -104,7 +104,7 @@ class Committer(ABC):
         with self.changes() as actions:
             self.after_commit(lambda error: ended.set(), actions)
         if not self.held_up:
-            ended.wait()
+            wait_for(ended, self.metadata_device, *self._data_devices)
 
     def after_commit(self, then: Callable[[int], None], actions: Actions) -> None:
         """Call `then(errno)` once all changes so far are on the disk. To be called under the lock."""
@@ -114,7 +114,7 @@ class Committer(ABC):
 
     @property
     def held_up(self) -> bool:
-        """A commit waits until a device underneath is resumed, which only the thread of commands does."""
+        """A commit might wait until a device underneath is resumed, which only the thread of commands does."""
         return any(map(is_suspended, (self.metadata_device, *self._data_devices)))
 
     def _begin_commit(self, actions: Actions) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 from threading import Event
 
-from ...model.dm_target import BlockDevice, Op, do_io
+from ...model.dm_target import BlockDevice, Op, do_io, wait_for
 from .block import BLOCK_SECTORS, BLOCK_SIZE
 from .commit import Commit, write_commit
 from .space_map import MAX_METADATA_BLOCKS
@@ -32,7 +33,7 @@ def block_reader(device: BlockDevice) -> Callable[[int], bytes]:
 
 
 def commit_now(commit: Commit, device: BlockDevice) -> None:
-    """Write a transaction and wait for it; OSError when that fails."""
+    """Write a transaction and wait for it; OSError when that fails, or might never end."""
     ended, errors = Event(), []
 
     def done(error: int) -> None:
@@ -40,6 +41,6 @@ def commit_now(commit: Commit, device: BlockDevice) -> None:
         ended.set()
 
     write_commit(commit, device, [], done)
-    ended.wait()
-    if errors[0]:
-        raise OSError(errors[0], os.strerror(errors[0]), device.path)
+    number = errors[0] if wait_for(ended, device) else errno.EAGAIN
+    if number:
+        raise OSError(number, os.strerror(number), device.path)

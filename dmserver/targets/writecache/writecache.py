@@ -29,7 +29,7 @@ from ...model.dm_target import (
     parse_sector,
     parse_u32,
 )
-from ..serial import Job
+from ..serial import Job, SerialQueue
 from ..steps import Done
 from .bios import Bios, Carried, Stats
 from .cache import Cache
@@ -158,7 +158,7 @@ class Writecache(Target):
             n_blocks = found.n_blocks
         self._make(Metadata(n_blocks, self.block_size), start)
         if is_new:
-            self.io.turns.run(self.io.format())
+            self._run(self.io.turns, self.io.format())
 
     def _check(self, found: Superblock, size: int) -> None:
         if found.magic != MAGIC:
@@ -262,6 +262,10 @@ class Writecache(Target):
         self.hold()
         start(job, lambda error: self.release())
 
+    def _run(self, queue: SerialQueue, job: Job) -> int:
+        """For commands, which wait for it."""
+        return queue.run(job, self.dev.bdev, self.ssd_dev.bdev)
+
     def _wake(self) -> None:
         """There may be something to write back."""
         if not self._woken:
@@ -308,7 +312,7 @@ class Writecache(Target):
         self.suspended = True
         self._age_timer = None
         if not is_suspended(self.ssd_dev.bdev) and not is_suspended(self.dev.bdev):
-            self.io.writebacks.run(self.io.drain(everything=self.flush_on_suspend))
+            self._run(self.io.writebacks, self.io.drain(everything=self.flush_on_suspend))
             self.flush_on_suspend = False
 
     def preresume(self) -> None:
@@ -317,7 +321,7 @@ class Writecache(Target):
             raise TargetError(errno.EAGAIN)
 
     def resume(self) -> None:
-        self.io.turns.run(self.io.load())
+        self._run(self.io.turns, self.io.load())
         self.suspended = self.io.stopped = False
         if self.io.cache.free <= self.bios.high_watermark:
             self._wake()
@@ -347,7 +351,7 @@ class Writecache(Target):
             raise TargetError(errno.EBUSY)
         if is_suspended(self.ssd_dev.bdev) or is_suspended(self.dev.bdev):
             raise TargetError(errno.EAGAIN)
-        if self.io.failed or self.io.writebacks.run(self.io.drain(everything=True)):
+        if self.io.failed or self._run(self.io.writebacks, self.io.drain(everything=True)):
             raise TargetError(errno.EIO)
 
     def _flush_on_suspend(self) -> None:

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from threading import Event
+
+from support.targets import Bench
+
 from dmserver.io.bio import Bio, Op
 from dmserver.io.disk import Disk
-from dmserver.io.submit import run_flat, submit_and_wait
+from dmserver.io.submit import is_suspended, run_flat, submit_and_wait, wait_for
+from dmserver.model.dm_dev import DmDev
+from dmserver.model.dm_target import do_io
+from dmserver.targets.era.era import Era
+from dmserver.targets.linear import Linear
 
 
 def test_bios_submitted_while_one_is_started_wait_for_it() -> None:
@@ -40,4 +48,59 @@ def test_waiting_where_bios_are_started() -> None:
     data = memoryview(bytearray(512))
     errors: list[int] = []
     run_flat(lambda _: errors.append(submit_and_wait(disk, Op.READ, 0, 1, data)), Bio(Op.READ, 0, 0))
+    assert errors == [0]
+
+
+def linear(bench: Bench, name: str, *below: str) -> DmDev:
+    """A device on others, each of one sector."""
+    return bench.load(name, *((Linear, 1, f"{dev} 0") for dev in below))
+
+
+def test_what_is_suspended_underneath() -> None:
+    bench = Bench()
+    low = linear(bench, "low", "1:0")
+    top = linear(bench, "top", "1:1", "253:0")
+    assert not is_suspended(top)
+    bench.suspend(low)
+    assert is_suspended(top)
+
+
+def test_devices_that_are_there_more_than_once_are_looked_at_once() -> None:
+    bench = Bench()
+    below = ["1:0", "1:1"]
+    for _ in range(50):
+        below = ["{}:{}".format(*linear(bench, f"{side}{below}", *below).dev) for side in "ab"]
+    assert not is_suspended(bench.mapper.devices[99])
+
+
+def test_a_device_that_is_mapped_onto_itself_might_wait_for_itself() -> None:
+    bench = Bench()
+    linear(bench, "self", "1:0")
+    assert is_suspended(linear(bench, "self", "253:0"))
+
+
+def test_the_metadata_device_of_a_target_counts() -> None:
+    bench = Bench()
+    low = linear(bench, "low", *["1:1"] * 1024)
+    era = bench.load("era", (Era, 64, "253:0 1:0 8"))
+    assert not is_suspended(era)
+    bench.suspend(low)
+    assert is_suspended(era)
+
+
+def test_waiting_for_a_device_ends_when_it_is_suspended() -> None:
+    bench = Bench()
+    device = linear(bench, "device", "1:0")
+    ended = Event()
+    bench.suspend(device)
+    assert not wait_for(ended, device)
+    ended.set()
+    assert wait_for(ended, device)
+
+
+def test_a_target_that_waits_where_bios_are_started() -> None:
+    device = linear(Bench(), "device", "1:0")
+    errors: list[int] = []
+    data = memoryview(bytearray(512))
+    run_flat(lambda _: errors.append(do_io(Op.READ, device, 0, data)), Bio(Op.READ, 0, 0))
     assert errors == [0]

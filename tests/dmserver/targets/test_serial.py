@@ -3,9 +3,10 @@ from __future__ import annotations
 import errno
 
 import pytest
-from support.targets import FaultyDisk, pattern, read
+from support.targets import Bench, FaultyDisk, pattern, read
 
 from dmserver.io.bio import Op
+from dmserver.targets.linear import Linear
 from dmserver.targets.serial import Job, SerialQueue
 from dmserver.targets.steps import Request
 
@@ -73,3 +74,17 @@ def test_a_job_waits_for_whatever_calls_back() -> None:
     queue.start(job(), ended.append)
     ends[0](errno.ENOSPC)
     assert ended == [errno.ENOSPC]
+
+
+def test_a_job_that_is_held_up_is_not_waited_for() -> None:
+    bench = Bench()
+    device = bench.load("device", (Linear, 1, "1:0 0"))
+    bench.suspend(device)
+
+    def job() -> Job:
+        return (yield Request(Op.FLUSH, device, 0, None))
+
+    queue = SerialQueue()
+    assert queue.run(job(), device) == errno.EAGAIN
+    bench.resume(device)
+    assert queue.run(job(), device) == 0

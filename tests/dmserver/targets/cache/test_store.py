@@ -3,10 +3,11 @@ from __future__ import annotations
 import errno
 
 import pytest
-from support.cache import DEVICES, load, make_cache
-from support.targets import Bench, status
+from support.cache import BLOCK, DEVICES, load, make_cache
+from support.targets import Bench, read, status, write
 from support.thin import log
 
+from dmserver.model.dm_dev import DmDev
 from dmserver.model.dm_target import TargetError
 from dmserver.targets.cache.cache import Cache
 from dmserver.targets.linear import Linear
@@ -69,3 +70,43 @@ def test_nothing_waits_for_a_device_that_is_suspended() -> None:
     below = bench.load("below", (Linear, 4096, "1:1 0"))
     bench.suspend(below)
     assert bench.refusal(Cache, 4096, "253:0 1:2 1:0 64 0 smq 0") == (errno.EAGAIN, FAILED[1])
+
+
+def on_linear(bench: Bench, features: str) -> tuple[DmDev, DmDev]:
+    """A mapped device for the metadata, and a cache that is yet to be resumed."""
+    below = bench.load("below", (Linear, 1024, "1:1 0"))
+    cache = bench.mapper.create("cache")
+    bench.table(cache, (Cache, 64 * BLOCK, f"253:{below.minor} 1:2 1:0 {BLOCK} {features} smq 0"))
+    return below, cache
+
+
+@pytest.mark.parametrize("features", ["0", "1 metadata2"])
+def test_metadata_are_not_read_while_their_device_is_suspended(features: str) -> None:
+    bench = Bench()
+    bench.remove(make_cache(bench, features))
+    below, cache = on_linear(bench, features)
+    bench.suspend(below)
+    with pytest.raises(TargetError) as refusal:
+        bench.resume(cache)
+    assert refusal.value.errno == errno.EAGAIN
+    bench.resume(below)
+    bench.resume(cache)
+    assert status(cache).endswith(" rw - ")
+
+
+@pytest.mark.parametrize("features", ["0", "1 metadata2"])
+def test_a_suspension_reads_no_metadata(features: str) -> None:
+    """Not even hints and discards that do not count, after a crash."""
+    bench = Bench()
+    device = make_cache(bench, features)
+    bench.suspend(device)
+    bench.resume(device)
+    image = read(bench.disks[1], 0, 1024)
+    bench.remove(device)
+    write(bench.disks[1], 0, image)
+    below, cache = on_linear(bench, features)
+    bench.resume(cache)
+    bench.work.run()
+    bench.suspend(below)
+    assert bench.suspend(cache) == [True]
+    assert status(cache).endswith(" rw - ")

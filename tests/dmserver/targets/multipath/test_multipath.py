@@ -8,9 +8,11 @@ from support.constructors import replay
 from support.targets import Bench, flush, pattern, read, start, status, write
 
 from dmserver.io.bio import Bio, Op
-from dmserver.model.dm_target import StatusType, TargetError
+from dmserver.io.work import ThreadWork
+from dmserver.model.dm_target import StatusType, TargetError, do_io
 from dmserver.targets.multipath.multipath import Multipath
 
+ONE_PATH = "round-robin 0 1 1 1:0 1"
 BIO = "2 queue_mode bio 0"
 TWO_GROUPS = f"{BIO} 2 1 round-robin 0 2 1 1:0 1 1:1 1 round-robin 0 1 1 1:2 1"
 
@@ -258,3 +260,15 @@ def test_measured_by_ima() -> None:
         "target_name=multipath,target_version=1.14.0,nr_priority_groups=1,pg_state_0=E,nr_pgpaths_0=1,"
         "path_selector_name_0=queue-length,path_name_0_0=1:0,is_active_0_0=A,fail_count_0_0=0,path_selector_status_0_0=;"
     )
+
+
+@pytest.mark.parametrize("fails_early", [True, False])
+def test_commands_do_not_wait_for_a_path(fails_early: bool) -> None:
+    bench = Bench()
+    device = bench.load("device", (Multipath, 64, f"3 queue_if_no_path queue_mode bio 0 1 1 {ONE_PATH}"))
+    bench.disks[0].fail = every
+    if fails_early:
+        message(device, "fail_path", "1:0")
+    data = memoryview(bytearray(512))
+    bench.mapper.work = ThreadWork()
+    assert do_io(Op.READ, device, 0, data) == errno.EAGAIN
