@@ -315,6 +315,8 @@ def _bdi_dir(space: Namespace, name: bytes) -> Node | None:
 def _module(space: Namespace, name: bytes) -> Dir | None:
     """LVM looks here before it runs modprobe, and wants the type in LIST_VERSIONS afterwards."""
     module = os.fsdecode(name).replace("_", "-")
+    if module == "dm-cache-smq":  # the policy; here it is in the module of the target
+        module = "dm-cache"
     return Dir(dict) if module.startswith("dm-") and space.devices.registry.modprobe(module) else None
 
 
@@ -384,6 +386,9 @@ PATHS: tuple[PathRule, ...] = (
     PathRule(5, "/dev", "the kernel's directory with all virtual nodes in it", _dev),
     PathRule(5, "/run/lock/lvm", "a private directory", _private),
     PathRule(5, "/run/lvm", "a private directory", _private),
+    PathRule(5, "/etc/lvm/archive", "a private directory: volume groups of a run are none of the machine's", _private),
+    PathRule(5, "/etc/lvm/backup", "likewise", _private),
+    PathRule(5, "/etc/lvm/devices", "likewise", _private),
     PathRule(7, "/sys/module/*", "directory of a target type's module, which is loaded by the look", _module),
     PathRule(8, "/sys/block", "the kernel's directory, mapped devices ours", _links("../devices/virtual/block/")),
     PathRule(8, "/sys/block/*", "link to the device's directory", _name("../devices/virtual/block/")),

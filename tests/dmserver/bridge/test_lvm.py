@@ -69,7 +69,7 @@ dd if=/dev/zero of=/dev/vg/slow bs=64k count=16 seek=800 conv=fsync oflag=direct
 vgchange -q -an vg
 vgchange -q -ay vg
 e2fsck -fn /dev/vg/slow
-echo == $(lvs --noheadings -o cache_mode,cache_used_blocks vg/slow)
+echo == $(lvs --noheadings -o cache_mode,cache_policy,cache_used_blocks vg/slow)
 lvchange -q --cachemode writethrough vg/slow
 lvconvert -q -y --splitcache vg/slow
 e2fsck -fn /dev/vg/slow
@@ -133,7 +133,7 @@ def test_raids(tmp_path: Path) -> None:
 
 def test_caches(tmp_path: Path) -> None:
     printed = run(CACHE, tmp_path, 2, "lvcreate", "mkfs.ext4", "cache_check")
-    assert [line for line in printed.splitlines() if line.startswith("== ")] == ["== writeback 16"]
+    assert [line for line in printed.splitlines() if line.startswith("== ")] == ["== writeback smq 16"]
 
 
 def test_writecaches(tmp_path: Path) -> None:
