@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
-from .block import BLOCK_SIZE, seal, unseal
+from .block import BLOCK_SIZE, Corrupt, seal, unseal
 from .btree import BTree
 from .transaction import PER_BITMAP, Counts, Transaction
 
@@ -68,13 +68,16 @@ class _SpaceMap:
         """`struct disk_sm_root`, as of the last commit."""
         return _ROOT.pack(len(self.counts), self.counts.allocated, self._bitmap_root, self._large_root)
 
-    def _load(self, blocks: int, allocated: int) -> None:
+    def _load(self, blocks: int) -> None:
         """Read the counts, the index being there."""
+        numbers = {entry.block for entry in self.index}
+        if len(numbers) < len(self.index) or len(numbers) * PER_BITMAP < blocks:
+            raise Corrupt(f"{len(numbers)} bitmaps, {len(self.index)} in the index, count {blocks} blocks")
         images = ((entry.block, self.transaction.raw(entry.block)) for entry in self.index)
         low = b"".join(_unpack_bitmap(image, block) for block, image in images)
         self.counts.low = bytearray(low[:blocks])
         self.counts.many = dict(self._large.items(self._large_root))
-        self.counts.allocated = allocated
+        self.counts.allocated = blocks - self.counts.low.count(0)
 
     def _commit_large(self) -> None:
         changed, self.counts.many_changed = self.counts.many_changed, set()
@@ -117,9 +120,9 @@ class DataSpaceMap(_SpaceMap):
 
     def open(self, root: bytes) -> None:
         """Read what `root` says of an earlier transaction."""
-        blocks, allocated, self._bitmap_root, self._large_root = _ROOT.unpack_from(root)
+        blocks, _, self._bitmap_root, self._large_root = _ROOT.unpack_from(root)
         self.index = [_Entry(*entry) for _, entry in self._index.items(self._bitmap_root)]
-        self._load(blocks, allocated)
+        self._load(blocks)
 
     def commit(self) -> None:
         self._commit_large()
@@ -146,11 +149,11 @@ class MetadataSpaceMap(_SpaceMap):
 
     def open(self, root: bytes) -> None:
         """Read what `root` says of an earlier transaction."""
-        blocks, allocated, self._bitmap_root, self._large_root = _ROOT.unpack_from(root)
+        blocks, _, self._bitmap_root, self._large_root = _ROOT.unpack_from(root)
         image = unseal(self.transaction.raw(self._bitmap_root), self._bitmap_root, INDEX_SALT, "index")
         entries = struct.iter_unpack(_INDEX_ENTRY, image[_HEADER : _HEADER + 16 * -(-blocks // PER_BITMAP)])
         self.index = [_Entry(*entry) for entry in entries]
-        self._load(blocks, allocated)
+        self._load(blocks)
 
     def touch(self, block: int) -> None:
         """Give the bitmap that counts `block` another block now, as the kernel does with the first change to one."""

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import struct
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -81,3 +83,39 @@ def test_a_bitmap_that_was_touched_moves_once() -> None:
     metadata.commit()
     assert metadata.index[0].block == block - 1
     assert work.counts.allocated == 5
+
+
+@pytest.mark.parametrize(
+    ("root", "text"),
+    [
+        ((5000 * PER_BITMAP, 0), "1 bitmaps, 255 in the index, count 81600000 blocks"),
+        ((2 * PER_BITMAP, 0), "1 bitmaps, 2 in the index, count 32640 blocks"),
+    ],
+)
+def test_an_index_that_is_too_short_is_refused(root: tuple[int, int], text: str) -> None:
+    """Or that names a bitmap again, which may not stand for all the blocks of the world."""
+    disk: dict[int, bytes] = {}
+    work = Transaction(disk.__getitem__)
+    metadata = MetadataSpaceMap(work)
+    metadata.create(4000)
+    metadata.commit()
+    entry = metadata.index[0]
+    metadata.index = [entry] * 255
+    metadata.counts.dirty.clear()
+    metadata.commit()
+    disk |= dict(work.images())
+    with pytest.raises(Corrupt, match=text):
+        MetadataSpaceMap(Transaction(disk.__getitem__)).open(struct.pack("<2Q", *root) + metadata.root[16:])
+
+
+def test_how_many_blocks_are_allocated_is_counted() -> None:
+    disk: dict[int, bytes] = {}
+    work = Transaction(disk.__getitem__)
+    metadata = MetadataSpaceMap(work)
+    metadata.create(4000)
+    metadata.commit()
+    disk |= dict(work.images())
+    again = Transaction(disk.__getitem__)
+    blocks, _, *roots = struct.unpack("<4Q", metadata.root)
+    MetadataSpaceMap(again).open(struct.pack("<4Q", blocks, 1 << 63, *roots))
+    assert again.counts.allocated == work.counts.allocated
