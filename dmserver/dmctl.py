@@ -16,7 +16,7 @@ from typing import Any, TextIO
 from dmproto import proplib
 from dmproto.completion import print_completion
 from dmproto.flags import DmFlag
-from dmproto.output import print_lines
+from dmproto.output import print_lines, reason
 from dmproto.proplib import Unsigned
 from dmproto.wire import netbsd_decode
 
@@ -278,7 +278,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with client:
             return run(command, options.arguments, client.command, stdin=sys.stdin, json=options.json)
     except (OSError, LookupError, ValueError) as failure:
-        print(f"dmctl: {failure}", file=sys.stderr)
+        print(f"dmctl: {reason(failure)}", file=sys.stderr)
         return 1
 
 
