@@ -15,7 +15,6 @@ from dmserver.io.blockdev import BlockDevice
 from dmserver.io.disks import SD_MAJOR
 from dmserver.io.zeroout import issue_zeroout
 from dmserver.loop import Loop
-from dmserver.model.dm_dev import DmDev
 
 from .supervisor import ANSWERED, Call, Outcome
 from .sysfs import read_ahead_sectors
@@ -106,9 +105,10 @@ def _nothing(ioctls: BlockIoctls, call: Call, device: BlockDevice) -> int:
 
 
 def _geometry(device: BlockDevice) -> tuple[int, ...] | None:
-    if not isinstance(device, DmDev):
+    io = device.mapped_io
+    if io is None:
         return None
-    cylinders, heads, sectors, start = device.geometry
+    cylinders, heads, sectors, start = io.device.geometry
     return heads, sectors, cylinders, start
 
 

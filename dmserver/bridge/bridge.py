@@ -17,14 +17,16 @@ from dmserver.loop import Loop
 from dmserver.model.keyring import Keyring
 
 from .caller import Caller
+from .changes import Changes
 from .control import ControlNodes, Door
 from .devices import Devices
 from .files import Files
+from .loopdev import Loops
 from .namespace import CONTROL, LOOP_CONTROL_DEV, Namespace
 from .nodes import ABSENT, Dir, File, Node, Special, attributes
 from .opens import Opens
 from .paths import Paths, Place
-from .rules import DM_TYPE, LOOP_TYPE, rules_by_number
+from .rules import DM_TYPE, LOOP_TYPE, SyscallRule, rules_by_number
 from .seccomp import Listener
 from .supervisor import CONTINUE, Call, Handler, Outcome, Supervisor
 from .syscalls import AT_FDCWD
@@ -33,28 +35,12 @@ if TYPE_CHECKING:
     from dmserver.model.dm_dev import DmDev
 
     from .blockioctl import BlockIoctls
-    from .changes import Changes
-    from .loopdev import Loops
 
 __all__ = ["Bridge"]
 
 LOOP_CONTROL = b"/dev/loop-control"
 DEV_RENAME, DEV_SUSPEND = 5, 6
 KEY_MAX = 32767  # bytes that add_key(2) takes
-
-
-class _Handlers(dict[int, tuple[str, Handler]]):
-    """Names and handlers of system calls by number, each found in its room when it is first called."""
-
-    def __init__(self, bridge: Bridge) -> None:
-        self._bridge = bridge
-        self._rules = rules_by_number()
-
-    def __missing__(self, number: int) -> tuple[str, Handler]:
-        name, rule = self._rules[number]
-        room = self._bridge if rule.room == "bridge" else getattr(self._bridge, rule.room)
-        self[number] = found = name, getattr(room, rule.method or name)
-        return found
 
 
 class Bridge:
@@ -70,10 +56,14 @@ class Bridge:
         self._root = os.fsencode(tempfile.mkdtemp(prefix="dm"))
         self.paths = Paths(self.space, self._root + b"/shadow")
         self.files: Files = Files(self)
+        self.changes: Changes = Changes(self)
         host.mapper.call_soon = loop.call_soon_threadsafe
         self.control = ControlNodes(loop, door or host, host.mapper.events, self._observe, self._locate)
+        self.loops = Loops(host.mapper, lambda: os.fsdecode(self._shadow_file(b"/dev/loop", b"")))
         self._supervisors: set[Supervisor] = set()
-        self._handlers = _Handlers(self)
+        self._handlers = {
+            number: (name, self._handler(rule, name)) for number, (name, rule) in rules_by_number().items()
+        }
         host.mapper.on_remove.append(self._removed)
 
     def close(self) -> None:
@@ -88,25 +78,17 @@ class Bridge:
         supervisor = Supervisor(self.loop, self._handlers, Listener(listener), self._supervisors.discard)
         self._supervisors.add(supervisor)
 
-    # -- rooms that many programs never enter -----------------------------------------------------------
-
-    @cached_property
-    def changes(self) -> Changes:
-        from .changes import Changes
-
-        return Changes(self)
+    def _handler(self, rule: SyscallRule, name: str) -> Handler:
+        room = self if rule.room == "bridge" else getattr(self, rule.room)
+        handler: Handler = getattr(room, rule.method or name)
+        return handler
 
     @cached_property
     def block_ioctls(self) -> BlockIoctls:
+        """Only programs that open block devices need them, and their table takes long to import."""
         from .blockioctl import BlockIoctls
 
         return BlockIoctls(self.loop)
-
-    @cached_property
-    def loops(self) -> Loops:
-        from .loopdev import Loops
-
-        return Loops(self.host.mapper, lambda: os.fsdecode(self._shadow_file(b"/dev/loop", b"")))
 
     # -- handlers that belong to no room ----------------------------------------------------------------
 

@@ -17,6 +17,7 @@ from dmserver.io.blockdev import BlockDevice
 
 from .devices import Devices, kernel_name
 from .nodes import ABSENT, Absent, Dir, File, Link, Node, Owner, Private, Special
+from .sysfs import bdi_directory, block_directory
 
 if TYPE_CHECKING:
     from dmserver.model.dm_dev import DmDev
@@ -285,16 +286,12 @@ def _name(target: str) -> Callable[[Namespace, bytes], Node | None]:
 def _block_dir(space: Namespace, name: bytes) -> Node | None:
     device = _device_of_name(space, name)
     if device is not None:
-        from .sysfs import block_directory
-
         return block_directory(device, space.devices)
     return ABSENT if _is_hidden(space, name) else None
 
 
 def _block_dirs(space: Namespace, name: bytes) -> Dir:
     def entries() -> Mapping[bytes, Node]:
-        from .sysfs import block_directory
-
         found = _hidden_names(space)
         for device in space.devices:
             found[kernel_name(device).encode()] = block_directory(device, space.devices)
@@ -305,11 +302,7 @@ def _block_dirs(space: Namespace, name: bytes) -> Dir:
 
 def _bdi_dir(space: Namespace, name: bytes) -> Node | None:
     device = _device_of_number(space, name)
-    if device is None:
-        return None
-    from .sysfs import bdi_directory
-
-    return bdi_directory(device)
+    return bdi_directory(device) if device else None
 
 
 def _module(space: Namespace, name: bytes) -> Dir | None:

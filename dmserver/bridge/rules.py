@@ -1,7 +1,7 @@
 """The table of system calls that the bridge answers; specs/bridge.md shows it.
 
-`handler` names the one who answers: a method of the bridge's `files` or `changes` (None: the method has the call's own
-name), or of the bridge itself.
+`room` and `method` name the one who answers: the bridge itself, its `files` or its `changes`; the method that has the
+call's own name, or another.
 """
 
 from __future__ import annotations

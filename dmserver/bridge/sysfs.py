@@ -12,15 +12,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
 
 from dmserver.io.blockdev import BlockDevice
 from dmserver.io.disks import LOOP_MAJOR
-from dmserver.model.dm_dev import DmDev
 
 from .devices import Devices, kernel_name
 from .nodes import Dir, File, Link, Node
 
-__all__ = ["block_directory", "read_ahead_sectors"]
+if TYPE_CHECKING:
+    from dmserver.model.dm_dev import DmDev
+
+__all__ = ["bdi_directory", "block_directory", "read_ahead_sectors"]
 
 READ_AHEAD_SECTORS = 256
 UNLIMITED = 4294966784  # the largest multiple of 512 in 32 bits
@@ -78,7 +81,6 @@ def _links(devices: Iterator[BlockDevice]) -> dict[bytes, Node]:
 
 def _attributes(device: BlockDevice) -> dict[str, object]:
     major, minor = device.dev
-    mapped = isinstance(device, DmDev)
     return {
         "dev": f"{major}:{minor}",
         "size": device.size,
@@ -87,7 +89,7 @@ def _attributes(device: BlockDevice) -> dict[str, object]:
         "ext_range": 1,  # no partitions: parted looks here before it tells the kernel of any
         "removable": 0,
         "hidden": 0,
-        "capability": 4 if mapped else 0,
+        "capability": 4 if device.mapped_io else 0,
         "alignment_offset": 0,
         "discard_alignment": 0,
         "uevent": f"MAJOR={major}\nMINOR={minor}\nDEVNAME={kernel_name(device)}\nDEVTYPE=disk",
@@ -95,8 +97,8 @@ def _attributes(device: BlockDevice) -> dict[str, object]:
 
 
 def _own(device: BlockDevice) -> dict[bytes, Node]:
-    if isinstance(device, DmDev):
-        return {b"dm": Dir(lambda: _files(_dm(device)))}
+    if io := device.mapped_io:
+        return {b"dm": Dir(lambda: _files(_dm(io.device)))}
     backing = getattr(device, "backing", "")
     if device.dev[0] == LOOP_MAJOR and backing and getattr(device, "bound", True):
         values = {"backing_file": backing, "partscan": 0, "autoclear": 0, "offset": 0, "sizelimit": 0, "dio": 0}

@@ -19,8 +19,8 @@ TOOL = [sys.executable, "-m", "dmserver", "run"]
 DEAR = {
     *("construct", "dataclasses", "inspect", "json", "logging", "traceback"),
     *("dmproto.linux", "dmproto.proplib", "dmproto.records"),
-    *("dmserver.bridge.blockioctl", "dmserver.bridge.changes", "dmserver.bridge.join", "dmserver.bridge.loopdev"),
-    *("dmserver.bridge.sysfs", "dmserver.control.linux_table", "dmserver.control.netbsd", "dmserver.io.mapped"),
+    *("dmserver.bridge.blockioctl", "dmserver.bridge.join", "dmserver.control.linux_table", "dmserver.control.netbsd"),
+    "dmserver.io.mapped",
     *("dmserver.model.dm_dev", "dmserver.model.dm_target", "dmserver.serve", "dmserver.server"),
 }
 
