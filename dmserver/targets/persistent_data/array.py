@@ -92,10 +92,7 @@ class Array:
         """From `old` to `new` entries; the new ones are `default`."""
         full, rest = divmod(min(old, new), self.per_block)
         for number in range(full + bool(rest), -(-old // self.per_block)):
-            try:
-                root = self._tree.remove(root, number)
-            except KeyError:
-                raise Corrupt(f"array {root}: no block {number}") from None
+            root = self._tree.remove(root, number)
         if old > new and rest:
             return self._change(root, full, lambda values: values[:rest])
         added = max(new - old, 0)

@@ -153,7 +153,7 @@ class BTree:
         return self.update(root, key, lambda _: value)
 
     def remove(self, root: int, key: int) -> int:
-        """Remove a key that is there."""
+        """Remove a key that is there; Corrupt when it is not."""
         root, node = self._shadow(root)
         self._remove(node, key)
         while not node.leaf and len(node.keys) == 1:
@@ -209,13 +209,13 @@ class BTree:
         if node.leaf:
             at = bisect_left(node.keys, key)
             if at == len(node.keys) or node.keys[at] != key:
-                raise KeyError(key)
+                raise Corrupt(f"btree: no key {key} in its leaf")
             self._dec(node.values[at])
             del node.keys[at], node.values[at]
             return
         at = bisect_right(node.keys, key) - 1
         if at < 0:
-            raise KeyError(key)
+            raise Corrupt(f"btree: no child for key {key}")
         node.values[at], child = self._shadow(node.values[at])
         self._remove(child, key)
         if len(child.keys) < child.max_entries // 3 and len(node.keys) > 1:
@@ -225,6 +225,8 @@ class BTree:
         """Merge two neighbours, or share their entries equally."""
         parent.values[at], left = self._shadow(parent.values[at])
         parent.values[at + 1], right = self._shadow(parent.values[at + 1])
+        if left.leaf is not right.leaf:
+            raise Corrupt(f"btree nodes {parent.values[at]} and {parent.values[at + 1]}: only one of them is a leaf")
         keys, values = left.keys + right.keys, left.values + right.values
         if len(keys) <= 2 * (left.max_entries // 3):
             left.keys, left.values = keys, values

@@ -88,8 +88,13 @@ def test_values_count_their_references() -> None:
 
 def test_removing_what_is_not_there() -> None:
     tree = BTree(transaction(), "<Q")
-    with pytest.raises(KeyError):
+    with pytest.raises(Corrupt, match="btree: no key 5 in its leaf"):
         tree.remove(tree.empty(), 5)
+    root = tree.empty()
+    for key in range(1, 1000):
+        root = tree.insert(root, key, key)
+    with pytest.raises(Corrupt, match="btree: no child for key 0"):
+        tree.remove(root, 0)
 
 
 @given(st.lists(st.integers(0, 2**64 - 1), unique=True, max_size=100), st.booleans())
@@ -137,3 +142,13 @@ def test_a_block_that_is_something_else_is_refused() -> None:
     for block in (work.new(b""), pair.insert(pair.empty(), 1, (2, 3))):
         with pytest.raises(Corrupt, match=f"block {block} is something else than a node of a tree, too"):
             BTree(work, "<Q").lookup(block, 1)
+
+
+def test_neighbours_of_two_kinds_are_refused() -> None:
+    work = transaction()
+    tree = BTree(work, "<Q")
+    leaves = [tree.insert(tree.empty(), key, key) for key in range(2)]
+    inner = work.new(Node(False, tree.layout, [1], [leaves[1]]))
+    root = work.new(Node(False, tree.layout, [0, 1], [leaves[0], inner]))
+    with pytest.raises(Corrupt, match="only one of them is a leaf"):
+        tree.remove(root, 0)
