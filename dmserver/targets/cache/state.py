@@ -14,7 +14,7 @@ from ..io_tracker import IoTracker
 from ..persistent_data.metadata import METADATA_FAILURES, errno_of
 from .discards import Discards
 from .policy import Policy, Settings
-from .store import Owner, Store
+from .store import Store
 
 if TYPE_CHECKING:
     from ...model.dm_table import DmTable
@@ -65,7 +65,7 @@ class Counters:
     promotions: int = 0
 
 
-class CacheState(Owner):
+class CacheState:
     """`block_size` in sectors; `dirty`: cache blocks that differ from the origin. `wake_up` is called when there may be
     work to do. The lock of `store` guards it all."""
 
@@ -108,10 +108,12 @@ class CacheState(Owner):
 
     @property
     def data_devices(self) -> Sequence[BlockDevice]:
+        """What the metadata tell of."""
         return self.origin, self.cache
 
     @property
     def read_only(self) -> bool:
+        """The metadata cannot be changed any more."""
         return self.mode >= Mode.READ_ONLY
 
     @property

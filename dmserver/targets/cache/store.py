@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import errno
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ...model.dm_target import BlockDevice, TargetError, is_suspended
@@ -16,36 +14,13 @@ from .metadata import CacheMetadata
 
 if TYPE_CHECKING:
     from ...model.dm_dev import DmDev
+    from .state import CacheState
 
-__all__ = ["Owner", "Store", "Stores"]
-
-
-class Owner(ABC):
-    """The cache that is live: the one who changes the metadata."""
-
-    device: DmDev
-
-    @property
-    @abstractmethod
-    def data_devices(self) -> Sequence[BlockDevice]:
-        """What the metadata tell of."""
-
-    @property
-    @abstractmethod
-    def read_only(self) -> bool:
-        """The metadata cannot be changed any more."""
-
-    @abstractmethod
-    def operation_failed(self, what: str, failure: Exception, actions: Actions) -> None:
-        """The metadata could not be changed, or not be written."""
-
-    @abstractmethod
-    def wake(self) -> None:
-        """There may be work to do."""
+__all__ = ["Store", "Stores"]
 
 
 class Store(Committer):
-    """`users`: targets that have it."""
+    """`users`: targets that have it. The owner is the cache that is live, the one who changes the metadata."""
 
     commit_operation = "dm_cache_commit"
 
@@ -53,9 +28,9 @@ class Store(Committer):
         super().__init__(device, metadata_device, [], metadata)
         self.metadata = metadata
         self.users = 0
-        self._owner: Owner | None = None
+        self._owner: CacheState | None = None
 
-    def adopt(self, owner: Owner) -> None:
+    def adopt(self, owner: CacheState) -> None:
         """From now on it is `owner` whose changes are committed. TargetError(EAGAIN) while those of another are."""
         with self.quiet():
             self._owner = owner
