@@ -23,7 +23,7 @@ from .devices import Devices
 from .files import Files
 from .loopdev import Loops
 from .namespace import CONTROL, LOOP_CONTROL_DEV, Namespace
-from .nodes import ABSENT, Dir, File, Node, Special, attributes
+from .nodes import ABSENT, Dir, File, Link, Node, Special, attributes
 from .opens import Opens
 from .paths import Paths, Place
 from .rules import DM_TYPE, LOOP_TYPE, SyscallRule, rules_by_number
@@ -146,7 +146,7 @@ class Bridge:
         else:
             return None
         node = self.space.find(path)
-        if not isinstance(node, Dir | File | Special):
+        if not isinstance(node, Dir | File | Link | Special):
             node = removed
         return attributes(path, node) if node is not None else None
 

@@ -9,6 +9,7 @@ import errno
 import os
 import stat
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from .namespace import CONTROL_DEV, Namespace
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Changes"]
 
-AT_SYMLINK_NOFOLLOW, AT_REMOVEDIR = 0x100, 0x200
+AT_SYMLINK_NOFOLLOW, AT_REMOVEDIR, AT_SYMLINK_FOLLOW = 0x100, 0x200, 0x400
 RENAME_NOREPLACE = 1
 
 
@@ -147,18 +148,12 @@ class Changes:
     def _rename(self, call: Call, olddir: int, old: bytes, newdir: int, new: bytes, flags: int) -> int | Outcome:
         source = self.paths.lookup(call.caller, olddir, old, follow=False)
         target = self.paths.lookup(call.caller, newdir, new, follow=False)
-        if source is None or target is None or (source.node is None and target.node is None):
-            if source and target and (source.ours or target.ours):
-                os.rename(source.real, target.real)
-                return 0
-            return CONTINUE
-        if isinstance(source.node, Private) and isinstance(target.node, Private):
-            os.rename(source.real, target.real)
-            return 0
-        if source.node is None or isinstance(source.node, Private):
-            return -errno.EXDEV
-        if isinstance(source.node, Absent):
-            return -errno.ENOENT
+        done = self._between_files(source, target, os.rename)
+        if done is not None:
+            return done
+        assert source is not None
+        assert source.node is not None
+        assert target is not None
         if flags & RENAME_NOREPLACE and not isinstance(target.node, Absent | None):
             return -errno.EEXIST
         for path in self.space.made_below(source.path):
@@ -167,6 +162,36 @@ class Changes:
         self._remove(source.path)
         self.space.made[target.path] = node
         return 0
+
+    def link(self, call: Call) -> int | Outcome:
+        return self._link(call, AT_FDCWD, call.string(0), AT_FDCWD, call.string(1), 0)
+
+    def linkat(self, call: Call) -> int | Outcome:
+        return self._link(call, call.fd(0), call.string(1), call.fd(2), call.string(3), call.args[4])
+
+    def _link(self, call: Call, olddir: int, old: bytes, newdir: int, new: bytes, flags: int) -> int | Outcome:
+        if not old:  # AT_EMPTY_PATH
+            return CONTINUE
+        source = self.paths.lookup(call.caller, olddir, old, follow=bool(flags & AT_SYMLINK_FOLLOW))
+        target = self.paths.lookup(call.caller, newdir, new, follow=False)
+        done = self._between_files(source, target, partial(os.link, follow_symlinks=False))
+        return -errno.EXDEV if done is None else done
+
+    def _between_files(
+        self, source: Place | None, target: Place | None, act: Callable[[bytes, bytes], None]
+    ) -> int | Outcome | None:
+        """`act` on two paths of real files; None when the first is a node of ours."""
+        if source is None or target is None or (source.node is None and target.node is None):
+            if source and target and (source.ours or target.ours):
+                act(source.real, target.real)
+                return 0
+            return CONTINUE
+        if isinstance(source.node, Private) and isinstance(target.node, Private):
+            act(source.real, target.real)
+            return 0
+        if source.node is None or isinstance(source.node, Private):
+            return -errno.EXDEV
+        return -errno.ENOENT if isinstance(source.node, Absent) else None
 
     # -- owners -----------------------------------------------------------------------------------------
 
@@ -182,7 +207,14 @@ class Changes:
 
     def _chown(self, call: Call, dirfd: int, path: bytes, uid: int, gid: int, *, follow: bool) -> int | Outcome:
         uid, gid = (_signed(uid), _signed(gid))
-        return self._own(call, dirfd, path, follow, lambda node: change_owner(node, uid=uid, gid=gid))
+        return self._own(
+            call,
+            dirfd,
+            path,
+            follow,
+            lambda node: change_owner(node, uid=uid, gid=gid),
+            lambda real: os.chown(real, uid, gid, follow_symlinks=follow),
+        )
 
     def chmod(self, call: Call) -> int | Outcome:
         return self._chmod(call, AT_FDCWD, call.string(0), call.args[1], follow=True)
@@ -195,12 +227,31 @@ class Changes:
         return self._chmod(call, call.fd(0), call.string(1), call.args[2], follow=follow)
 
     def _chmod(self, call: Call, dirfd: int, path: bytes, mode: int, *, follow: bool) -> int | Outcome:
-        return self._own(call, dirfd, path, follow, lambda node: change_owner(node, mode=mode))
+        return self._own(
+            call,
+            dirfd,
+            path,
+            follow,
+            lambda node: change_owner(node, mode=mode),
+            lambda real: os.chmod(real, mode),
+        )
 
-    def _own(self, call: Call, dirfd: int, path: bytes, follow: bool, change: Callable[[Node], Node]) -> int | Outcome:
+    def _own(
+        self,
+        call: Call,
+        dirfd: int,
+        path: bytes,
+        follow: bool,
+        change: Callable[[Node], Node],
+        act: Callable[[bytes], None],
+    ) -> int | Outcome:
+        """`change` a node of ours, or `act` on a file that stands in a place of ours."""
         place = self.paths.lookup(call.caller, dirfd, path, follow=follow) if path else None
-        if place is None or place.node is None or isinstance(place.node, Private):
+        if place is None or place.node is None:
             return CONTINUE
+        if isinstance(place.node, Private):
+            act(place.real)
+            return 0
         if isinstance(place.node, Absent):
             return -errno.ENOENT
         self.space.made[place.path] = change(place.node)
@@ -209,7 +260,7 @@ class Changes:
     def utimensat(self, call: Call) -> int | Outcome:
         """Times of our nodes stand still."""
         place = self.paths.lookup(call.caller, call.fd(0), call.string(1), follow=True) if call.args[1] else None
-        if place is None or place.node is None or isinstance(place.node, Private):
+        if place is None or place.node is None:
             return CONTINUE
         return -errno.ENOENT if isinstance(place.node, Absent) else 0
 

@@ -62,7 +62,7 @@ class Files:
             return -errno.ENOENT
         if create and flags & os.O_EXCL:
             return -errno.EEXIST
-        if isinstance(node, Link):
+        if isinstance(node, Link) and not flags & O_PATH:
             return -errno.ELOOP
         if flags & os.O_DIRECTORY and not isinstance(node, Dir):
             return -errno.ENOTDIR
@@ -70,12 +70,16 @@ class Files:
             return self.bridge.open_device(call, node, place, flags)
         if flags & os.O_ACCMODE and not flags & O_PATH:
             return -errno.EISDIR if isinstance(node, Dir) else -errno.EACCES
-        return self.give(call, os.open(self.bridge.shadow(place.path, node), flags & ~os.O_CREAT), flags)
+        return self.give(call, os.open(self.bridge.shadow(place.path, node), flags & ~os.O_CREAT & ~O_PATH), flags)
 
     def _open_real(self, call: Call, place: Place, flags: int, mode: int) -> int | Outcome:
+        if flags & O_PATH:  # such a descriptor cannot be handed over; one for reading can do the same
+            flags &= ~(O_PATH | os.O_ACCMODE)
         old = os.umask(0)
         try:
-            fd = os.open(place.real, flags, mode & ~int(call.caller.status("Umask"), 8))
+            # a FIFO whose other end is not open yet must not hold up everybody
+            fd = os.open(place.real, flags | os.O_NONBLOCK, mode & ~int(call.caller.status("Umask"), 8))
+            os.set_blocking(fd, not flags & os.O_NONBLOCK)
         finally:
             os.umask(old)
         return self.give(call, fd, flags)
@@ -162,9 +166,11 @@ class Files:
         return self._readlink(call, call.fd(0), call.string(1), call.args[2], call.args[3])
 
     def _readlink(self, call: Call, dirfd: int, path: bytes, address: int, size: int) -> int | Outcome:
-        if not path:
-            return CONTINUE
-        place = self.paths.lookup(call.caller, dirfd, path, follow=False)
+        if not path:  # a link that was opened itself
+            link = self.paths.unshadow(call.caller.link(f"fd/{dirfd}"))
+            place = Place(link, self.bridge.space.find(link), b"", True) if link is not None else None
+        else:
+            place = self.paths.lookup(call.caller, dirfd, path, follow=False)
         if place is None:
             return CONTINUE
         node = place.node
@@ -186,7 +192,8 @@ class Files:
         place = self.paths.lookup(call.caller, AT_FDCWD, call.string(0), follow=not call.name.startswith("l"))
         if place is None or place.node is None:
             return CONTINUE
-        _existing(place.node)
+        if isinstance(place.node, Absent):
+            return -errno.ENOENT
         return -errno.EOPNOTSUPP
 
     # -- directories ----------------------------------------------------------------------------------------

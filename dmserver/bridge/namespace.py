@@ -356,6 +356,10 @@ def _private(space: Namespace, name: bytes) -> Node:
     return Private(space.private(name))
 
 
+def _private_file(space: Namespace, name: bytes) -> Node:
+    return Private(space.private(b"run") + b"/" + name)
+
+
 PATHS: tuple[PathRule, ...] = (
     PathRule(1, "/dev/mapper/control", "character device 10:236; an open gives a control node", _control),
     PathRule(1, "/dev/mapper", "directory of the control node, of what clients made, and of udev's links", _mapper),
@@ -382,6 +386,9 @@ PATHS: tuple[PathRule, ...] = (
     PathRule(5, "/etc/lvm/archive", "a private directory: volume groups of a run are none of the machine's", _private),
     PathRule(5, "/etc/lvm/backup", "likewise", _private),
     PathRule(5, "/etc/lvm/devices", "likewise", _private),
+    PathRule(5, "/run/dmeventd-client", "a private file", _private_file),
+    PathRule(5, "/run/dmeventd-server", "a private file", _private_file),
+    PathRule(5, "/run/dmeventd.pid", "a private file", _private_file),
     PathRule(7, "/sys/module/*", "directory of a target type's module, which is loaded by the look", _module),
     PathRule(8, "/sys/block", "the kernel's directory, mapped devices ours", _links("../devices/virtual/block/")),
     PathRule(8, "/sys/block/*", "link to the device's directory", _name("../devices/virtual/block/")),

@@ -1,6 +1,6 @@
 """Path lookup in the client's view: its root, its directories, links of the kernel's and of ours on the way.
 
-What lies in the system's own directories cannot lead into the namespace and is not walked.
+What lies in the system's own directories, but for `/etc/lvm`, cannot lead into the namespace and is not walked.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Paths:
 
     def lookup(self, caller: Caller, dirfd: int, path: bytes, *, follow: bool) -> Place | None:
         """Walk `path`; None when it leads nowhere near the namespace. OSError(ENOENT for "", ELOOP, EBADF)."""
-        if path.startswith(SYSTEM):
+        if path.startswith(SYSTEM) and not path.startswith(b"/etc/lvm/"):
             return None
         if path.startswith(b"/"):
             base, ours = b"", False

@@ -82,6 +82,17 @@ class Program:
         os.close(self._signalfd)
         signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
 
+    def end_others(self) -> None:
+        """Kill what the program left behind: without its device-mapper hardly a system call of theirs would work."""
+        spared: set[int] = set()
+        while found := _children() - spared:
+            for pid in found:
+                try:
+                    os.kill(pid, signal.SIGKILL)
+                    os.waitpid(pid, 0)
+                except OSError:
+                    spared.add(pid)
+
     def leave(self) -> int:
         """The exit status to leave with; a program killed by a signal takes this process with it."""
         assert self.status is not None
@@ -103,6 +114,15 @@ class Program:
                 return
             if pid == self.pid:
                 self.status = status
+
+
+def _children() -> set[int]:
+    """The children of this process; orphans below it become such. None where the kernel does not tell (proc(5))."""
+    try:
+        with open(f"/proc/self/task/{os.getpid()}/children", encoding="ascii") as file:
+            return {int(pid) for pid in file.read().split()}
+    except FileNotFoundError:
+        return set()
 
 
 def _signalfd(libc: ctypes.CDLL, signals: set[signal.Signals]) -> int:

@@ -50,6 +50,7 @@ SYSCALL_RULES: tuple[SyscallRule, ...] = (
     SyscallRule(1, "symlink symlinkat", "links under /dev are kept by the bridge", "changes"),
     SyscallRule(1, "unlink unlinkat", "nodes are forgotten, or hidden where a rule has one", "changes"),
     SyscallRule(1, "rename renameat renameat2", "nodes are renamed; EXDEV to and from elsewhere", "changes"),
+    SyscallRule(5, "link linkat", "made within private directories; EXDEV to and from other nodes", "changes"),
     SyscallRule(1, "chown lchown fchownat", "the node's owner", "changes"),
     SyscallRule(1, "chmod fchmodat fchmodat2", "the node's mode", "changes"),
     SyscallRule(1, "utimensat", "0: times of nodes stand still", "changes"),

@@ -85,6 +85,7 @@ def run_private(tool: str, args: argparse.Namespace, door: Callable[[Host], Door
             from .keep import serve
 
             serve(loop, host)
+        program.end_others()
     finally:
         bridge.close()
         host.close()

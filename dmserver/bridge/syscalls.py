@@ -40,6 +40,8 @@ SYSCALLS: dict[str, tuple[int | None, int | None]] = {
     "ioctl": (16, 29),
     "lchown": (94, None),
     "lgetxattr": (192, 9),
+    "link": (86, None),
+    "linkat": (265, 37),
     "listxattr": (194, 11),
     "llistxattr": (195, 12),
     "lstat": (6, None),

@@ -73,6 +73,40 @@ def test_nodes_links_and_directories_are_kept(machine: PrivateServer) -> None:
     assert not os.path.exists("/dev/vg")
 
 
+O_PATH = """
+import os, stat
+dev = os.open("/dev", os.O_PATH | os.O_DIRECTORY)
+for path in ("mapper", "mapper/control", "mapper/vol", "mapper/vol@", "dm-0"):
+    flags = os.O_NOFOLLOW if path[-1] == "@" else 0
+    fd = os.open(path.rstrip("@"), os.O_PATH | flags, dir_fd=dev)
+    told = os.readlink("", dir_fd=fd) if flags else os.major(os.fstat(fd).st_rdev)
+    print(path, stat.filemode(os.fstat(fd).st_mode)[0], told)
+os.close(os.open("/run/lvm", os.O_PATH))
+"""
+
+
+def test_descriptors_of_paths(machine: PrivateServer) -> None:
+    printed = machine.run("python3", "-c", O_PATH).stdout
+    assert printed == "mapper d 0\nmapper/control c 10\nmapper/vol b 253\nmapper/vol@ l ../dm-0\ndm-0 b 253\n"
+
+
+def test_lvms_files_are_the_runs_own(machine: PrivateServer) -> None:
+    script = """cd /etc/lvm/archive 2>/dev/null; cd /; echo text >/etc/lvm/archive/a
+    ln /etc/lvm/archive/a /etc/lvm/archive/b && mv /etc/lvm/archive/b /etc/lvm/archive/c && ls /etc/lvm/archive
+    cat /etc/lvm/archive/c; ln /etc/lvm/archive/a /etc/lvm/backup/a && ls /etc/lvm/backup
+    ln /dev/mapper/vol /dev/mapper/other; ln /etc/lvm/archive/none /etc/lvm/archive/d
+    mkfifo -m 600 /run/dmeventd-client && exec 3<>/run/dmeventd-client && echo through >&3 && head -1 <&3
+    ls -l /run/dmeventd-client >/dev/null; rm /run/dmeventd-client && ls -d /run/dmeventd-client"""
+    done = machine.run("sh", "-c", script, check=False)
+    assert done.stdout == "a\nc\ntext\na\nthrough\n"
+    assert [line.rpartition(": ")[2] for line in done.stderr.splitlines()] == [
+        "Invalid cross-device link",
+        "No such file or directory",
+        "No such file or directory",
+    ]
+    assert not os.path.exists("/etc/lvm/archive/c")
+
+
 def test_nodes_in_another_directory(machine: PrivateServer, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("text")
     script = """dmsetup create other --table '0 8 zero' && ls mapper . && stat -c %F mapper/other && cat file

@@ -61,6 +61,13 @@ def test_nothing_is_left_of_it(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
+def test_what_the_program_left_behind_is_killed() -> None:
+    """One whose parent ends first becomes a child of the bridge."""
+    done = run("--", "sh", "-c", "sleep 1000 >/dev/null 2>&1 & (sh -c 'sleep 1000' >/dev/null 2>&1 & echo $!); echo $!")
+    assert done.returncode == 0
+    assert not any(os.path.exists(f"/proc/{pid}") for pid in done.stdout.split())
+
+
 @pytest.mark.parametrize(("script", "status"), [("exit 7", 7), ("true", 0), ("kill -TERM $$", -signal.SIGTERM)])
 def test_the_exit_status_is_the_programs(script: str, status: int) -> None:
     assert run("--", "sh", "-c", script).returncode == status
