@@ -155,7 +155,7 @@ class CacheMetadata(Metadata[Superblock]):
                 f"cache block {self.first_dirty(blocks)} is dirty",
                 "unable to shrink cache due to dirty blocks",
             )
-        superblock.mapping_root = self._mappings.resize(superblock.mapping_root, old, blocks, 0)
+        superblock.mapping_root = self._mappings.resize(superblock.mapping_root, old, blocks)
         if self._separate_dirty_bits:
             superblock.dirty_root = self._bits.resize(superblock.dirty_root, old, blocks)
         if superblock.hint_root and blocks != old:  # lest `cache_check` miss some

@@ -154,7 +154,7 @@ class EraMetadata(Metadata[_Superblock]):
             raise MetadataError(errno.EINVAL, f"Invalid number of origin blocks {nr_blocks}")
         if nr_blocks != superblock.nr_blocks:
             root = superblock.era_array_root
-            superblock.era_array_root = self._eras.resize(root, superblock.nr_blocks, nr_blocks, 0)
+            superblock.era_array_root = self._eras.resize(root, superblock.nr_blocks, nr_blocks)
             superblock.nr_blocks = nr_blocks
             self.changed = True
 

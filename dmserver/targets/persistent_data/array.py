@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, repeat
 
 from .block import BLOCK_SIZE, Corrupt, seal, unseal
 from .btree import BTree
@@ -88,8 +88,8 @@ class Array:
         """Remove a whole array, as far as nobody shares it."""
         self._tree.delete(root)
 
-    def resize(self, root: int, old: int, new: int, default: int) -> int:
-        """From `old` to `new` entries; the new ones are `default`."""
+    def resize(self, root: int, old: int, new: int) -> int:
+        """From `old` to `new` entries; the new ones are 0."""
         full, rest = divmod(min(old, new), self.per_block)
         for number in range(full + bool(rest), -(-old // self.per_block)):
             root = self._tree.remove(root, number)
@@ -98,9 +98,9 @@ class Array:
         added = max(new - old, 0)
         if added and rest:
             fill = min(added, self.per_block - rest)
-            root = self._change(root, full, lambda values: values + [default] * fill)
+            root = self._change(root, full, lambda values: values + [0] * fill)
             added -= fill
-        return self._append(root, full + bool(rest), (default for _ in range(added)))
+        return self._append(root, full + bool(rest), repeat(0, added))
 
     def get(self, root: int, index: int) -> int:
         number, at = divmod(index, self.per_block)

@@ -38,12 +38,9 @@ class Bitset:
         """Remove a whole set, as far as nobody shares it."""
         self._array.delete(root)
 
-    def resize(self, root: int, old: int, new: int, *, default: bool = False) -> int:
-        """From `old` to `new` bits; new words, not the rest of the last one, are filled with `default`."""
-        return self._array.resize(root, _words(old), _words(new), (1 << _WORD) - 1 if default else 0)
-
-    def has(self, root: int, member: int) -> bool:
-        return bool(self._array.get(root, member // _WORD) >> member % _WORD & 1)
+    def resize(self, root: int, old: int, new: int) -> int:
+        """From `old` to `new` bits, as far as words go: what is left in the last one stays."""
+        return self._array.resize(root, _words(old), _words(new))
 
     def read(self, root: int) -> None:
         """Have a whole set in memory."""

@@ -24,8 +24,8 @@ def test_an_array_is_a_list(size: int, changes: list[tuple[str, int]], code: str
     for number, (what, at) in enumerate(changes):
         root, expected = arrays.pop()
         if what == "resize":
-            root = array.resize(root, len(expected), at, number)
-            expected = expected[:at] + [number] * (at - len(expected))
+            root = array.resize(root, len(expected), at)
+            expected = expected[:at] + [0] * (at - len(expected))
         elif what == "set" and expected:
             root = array.set(root, at % len(expected), number)
             expected[at % len(expected)] = number
@@ -71,7 +71,7 @@ def test_there_is_nothing_behind_the_end(index: int) -> None:
     with pytest.raises(Corrupt, match=f"array {root}: no "):
         array.set(root, index, 1)
     with pytest.raises(Corrupt, match="btree: no key"):
-        array.resize(root, index + 600, index, 0)
+        array.resize(root, index + 600, index)
 
 
 def test_blocks_of_other_values_are_refused() -> None:
