@@ -50,6 +50,7 @@ class Program:
         libc.prctl(PR_SET_CHILD_SUBREAPER, ctypes.c_ulong(1), ctypes.c_ulong(0), ctypes.c_ulong(0), ctypes.c_ulong(0))
         self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, {*FORWARDED, signal.SIGCHLD})
         ours, theirs = socket.socketpair()
+        self._before = _children()  # of who became us by exec
         self.pid = os.fork()
         if not self.pid:
             enter(theirs, path, argv, os.environ, lambda: signal.pthread_sigmask(signal.SIG_SETMASK, self._mask))
@@ -84,7 +85,7 @@ class Program:
 
     def end_others(self) -> None:
         """Kill what the program left behind: without its device-mapper hardly a system call of theirs would work."""
-        spared: set[int] = set()
+        spared = self._before
         while found := _children() - spared:
             for pid in found:
                 try:

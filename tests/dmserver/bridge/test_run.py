@@ -68,6 +68,12 @@ def test_what_the_program_left_behind_is_killed() -> None:
     assert not any(os.path.exists(f"/proc/{pid}") for pid in done.stdout.split())
 
 
+def test_children_that_were_there_before_live_on() -> None:
+    script = "sleep 1000 >/dev/null 2>&1 & echo $!; exec " + " ".join([*TOOL, "--", "true"])
+    done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True, timeout=60)
+    os.kill(int(done.stdout), signal.SIGKILL)
+
+
 @pytest.mark.parametrize(("script", "status"), [("exit 7", 7), ("true", 0), ("kill -TERM $$", -signal.SIGTERM)])
 def test_the_exit_status_is_the_programs(script: str, status: int) -> None:
     assert run("--", "sh", "-c", script).returncode == status
