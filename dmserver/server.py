@@ -196,6 +196,8 @@ class _Connection:
                     reply = answers.find(self.session, *lone, data)
                 if reply is None:
                     self._ioctl(*lone)
+            except OSError as failed:
+                self._cannot(BinaryRequest(*lone), failed)
             except Exception:
                 self._unforeseen()
                 return True
@@ -222,6 +224,8 @@ class _Connection:
                 return False
             try:
                 self._handle(event)
+            except OSError as failed:
+                self._cannot(event, failed)
             except Exception:
                 self._unforeseen()
                 return False
@@ -273,6 +277,16 @@ class _Connection:
         self.server.forget(fd)
         if cancel is not None:
             cancel()
+
+    def _cannot(self, event: object, failed: OSError) -> None:
+        """A command comes with modules that are read when it is asked for first; there may be no descriptor left."""
+        reason = f"{failed.filename}: {failed.strerror}"
+        _log.error("fd=%d: a request cannot be handled: %s", self.fd, reason)
+        number = failed.errno or errno.EIO
+        if isinstance(event, BinaryRequest):
+            self._reply(binary_reply(-number, b""))
+        else:
+            self._reply(encode({"errno": number, "error": reason}, json=isinstance(event, JsonMessage)))
 
     def _unforeseen(self) -> None:
         _log.exception("fd=%d: a request failed in an unforeseen way", self.fd)

@@ -74,16 +74,17 @@ class TargetRegistry:
         return registry
 
     def _look(self) -> None:
-        """Find what packages offer, unless that is done already."""
+        """Find what packages offer, unless that is done already. OSError when it cannot be read now: it is tried again
+        the next time."""
         if self._installed:
             return
-        self._installed = True
         from importlib.metadata import entry_points
 
         points = {point.name: point for point in entry_points(group=GROUP)}
         names = [*(name for name in _IN_ORDER if name in points), *sorted(set(points) - set(_IN_ORDER))]
-        for name in names:
-            kind = points[name].load()
+        kinds = [points[name].load() for name in names]
+        self._installed = True
+        for kind in kinds:
             if kind.module == "dm-mod" or not kind.__module__.startswith(_OURS):
                 self.register(kind)
             else:

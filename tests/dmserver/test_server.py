@@ -332,3 +332,17 @@ def test_the_server_survives_a_handler_that_fails(server: Served, monkeypatch: p
     monkeypatch.setattr(server.host.linux, "ioctl", fail)
     assert server.exchange(binary("LIST_DEVICES")) == b""
     assert len(plists(server.exchange(plist("names")))) == 1
+
+
+def test_a_command_whose_modules_cannot_be_read_now_fails(server: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files", "module.py")
+
+    monkeypatch.setattr(server.host.linux, "ioctl", fail)
+    monkeypatch.setattr(server.host, "dictionary", fail)
+    failed = b"DMIO" + (-errno.EMFILE).to_bytes(4, "little", signed=True) + bytes(4)
+    assert server.exchange(binary("LIST_DEVICES")) == failed
+    assert server.exchange(binary("LIST_DEVICES") * 2) == failed * 2
+    told = plists(server.exchange(plist("names")))
+    assert told == [{"errno": errno.EMFILE, "error": "module.py: Too many open files"}]
+    assert b'"errno":24' in server.exchange(jsoned("names")).replace(b" ", b"")

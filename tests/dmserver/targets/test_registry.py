@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import errno
+from importlib.metadata import EntryPoint
+
 import pytest
 
 from dmserver.model.dm_target import Target
+from dmserver.targets.linear import Linear
 from dmserver.targets.registry import TargetRegistry
 from dmserver.targets.zero import Zero
 
@@ -25,3 +29,16 @@ def test_a_name_is_registered_once() -> None:
     registry = TargetRegistry([Zero])
     with pytest.raises(ValueError, match=r"'zero' is registered already"):
         registry.register(type("Other", (Target,), {"name": "zero"}))
+
+
+def test_types_that_cannot_be_read_now_are_there_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    registry = TargetRegistry.installed()
+
+    def fail(point: EntryPoint) -> None:
+        raise OSError(errno.EMFILE, "Too many open files", point.value)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(EntryPoint, "load", fail)
+        with pytest.raises(OSError, match="Too many open files"):
+            registry.get("linear")
+    assert registry.get("linear") is Linear
