@@ -195,6 +195,17 @@ class Bench:
         raise AssertionError(f"{kind.name} {params!r} was not refused")
 
 
+def message(device: DmDev, text: str) -> None:
+    """A message to a device's first target, in words."""
+    assert device.live is not None
+    device.live.targets[0].message(text.split())
+
+
+def log(bench: Bench) -> list[str]:
+    """The lines of the kernel log."""
+    return list(bench.mapper.events.lines)
+
+
 def status(device: DmDev, kind: StatusType = StatusType.INFO) -> str:
     """The status of a device's only target."""
     assert device.live is not None

@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from support.targets import Bench, start
+from support.targets import Bench, message, start
 
 from dmserver.io.bio import Op
 from dmserver.io.blockdev import BlockDevice
@@ -16,7 +16,7 @@ from dmserver.targets.persistent_data.block import BLOCK_SIZE
 from dmserver.targets.thin.metadata import ThinMetadata
 from dmserver.targets.thin.thin_pool import ThinPool
 
-__all__ = ["POOL", "MetadataDisk", "log", "make_pool", "message", "thin_tool", "write"]
+__all__ = ["POOL", "MetadataDisk", "make_pool", "thin_tool", "write"]
 
 #: A pool of up to 128 blocks of 64 KiB.
 POOL = "1:1 1:2 128 0"
@@ -61,21 +61,12 @@ class MetadataDisk:
         return str(path)
 
 
-def message(pool: DmDev, text: str) -> None:
-    assert pool.live
-    pool.live.targets[0].message(text.split())
-
-
 def make_pool(bench: Bench, params: str = POOL, *, blocks: int = 64, devices: tuple[int, ...] = (0,)) -> DmDev:
     """A pool with thin devices in it."""
     pool = bench.load("pool", (ThinPool, blocks * 128, params))
     for number in devices:
         message(pool, f"create_thin {number}")
     return pool
-
-
-def log(bench: Bench) -> list[str]:
-    return list(bench.mapper.events.lines)
 
 
 def write(bench: Bench, device: BlockDevice, sector: int, data: bytes, op: Op = Op.WRITE) -> None:

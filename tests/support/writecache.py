@@ -7,7 +7,7 @@ from support.targets import Bench
 from dmserver.model.dm_dev import DmDev
 from dmserver.targets.writecache.writecache import Writecache
 
-__all__ = ["ROOM", "SIZE", "load", "message"]
+__all__ = ["ROOM", "SIZE", "load"]
 
 #: Sectors of the origin, and a cache device with room for 20 blocks of 512 bytes.
 SIZE = 64
@@ -16,8 +16,3 @@ ROOM = 20
 
 def load(bench: Bench, options: str = "0") -> DmDev:
     return bench.load("w", (Writecache, SIZE, f"s 1:0 1:1 512 {options}"))
-
-
-def message(device: DmDev, text: str) -> None:
-    assert device.live is not None
-    device.live.targets[0].message(text.split())

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 from support.era import checked, eras
-from support.targets import Bench, pattern, status
-from support.thin import make_pool, message, thin_tool
+from support.targets import Bench, message, pattern, status
+from support.thin import make_pool, thin_tool
 
 from dmserver.io.bio import Op
 from dmserver.io.submit import submit_and_wait

@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.cache import BLOCK, DEVICES, check, load, make_cache, mapped, submit
 from support.constructors import replay
-from support.targets import Bench, FaultyDisk, pattern, status
-from support.thin import log, message
+from support.targets import Bench, FaultyDisk, log, message, pattern, status
 from support.volatile import Power, VolatileDisk
 
 from dmserver.io.bio import Op

@@ -4,8 +4,7 @@ import errno
 
 import pytest
 from support.cache import BLOCK, load, make_cache, submit
-from support.targets import Bench, FaultyDisk, pattern, read, start, status
-from support.thin import message
+from support.targets import Bench, FaultyDisk, message, pattern, read, start, status
 
 from dmserver.io.bio import Bio, Op
 from dmserver.model.dm_dev import DmDev

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 from support.cache import BLOCK, DEVICES, check, load, make_cache, submit
-from support.targets import Bench, FaultyDisk, pattern, read, status
-from support.thin import log, message
+from support.targets import Bench, FaultyDisk, log, message, pattern, read, status
 
 from dmserver.io.bio import Bio, Op
 from dmserver.model.dm_dev import DmDev

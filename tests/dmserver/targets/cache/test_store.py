@@ -4,8 +4,7 @@ import errno
 
 import pytest
 from support.cache import BLOCK, DEVICES, load, make_cache
-from support.targets import Bench, read, status, write
-from support.thin import log
+from support.targets import Bench, log, read, status, write
 
 from dmserver.model.dm_dev import DmDev
 from dmserver.model.dm_target import TargetError

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.constructors import replay
 from support.era import changed_since, checked, eras
-from support.targets import Bench, discard, flush, pattern, read, start, status, write
+from support.targets import Bench, discard, flush, message, pattern, read, start, status, write
 from support.volatile import Power, VolatileDisk
 
 from dmserver.io.bio import Op
@@ -28,11 +28,6 @@ def bench() -> Bench:
 
 def load(bench: Bench, size: int = SIZE) -> DmDev:
     return bench.load("e", (Era, size, f"1:1 1:0 {BLOCK}"))
-
-
-def message(device: DmDev, text: str) -> None:
-    assert device.live is not None
-    device.live.targets[0].message(text.split())
 
 
 def error_of(device: DmDev, text: str) -> int:

@@ -4,8 +4,8 @@ import errno
 import random
 
 import pytest
-from support.targets import Bench, FaultyDisk, pattern, read, start, status
-from support.thin import log, make_pool, message, write
+from support.targets import Bench, FaultyDisk, log, message, pattern, read, start, status
+from support.thin import make_pool, write
 
 from dmserver.io.bio import Bio, Op
 from dmserver.model.dm_dev import DmDev

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 from support.constructors import replay
-from support.targets import Bench, FaultyDisk, status
-from support.thin import POOL, log, make_pool, message, thin_tool, write
+from support.targets import Bench, FaultyDisk, log, message, status
+from support.thin import POOL, make_pool, thin_tool, write
 
 from dmserver.io.bio import Op
 from dmserver.model.dm_dev import DmDev

@@ -4,9 +4,9 @@ import random
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.targets import Bench, FaultyDisk, flush, pattern, read, write
+from support.targets import Bench, FaultyDisk, flush, message, pattern, read, write
 from support.volatile import Power, VolatileDisk
-from support.writecache import ROOM, SIZE, load, message
+from support.writecache import ROOM, SIZE, load
 
 from dmserver.io.bio import Bio, Op
 

@@ -3,8 +3,8 @@ from __future__ import annotations
 import errno
 
 import pytest
-from support.targets import Bench, FaultyDisk, discard, flush, pattern, read, start, status, write
-from support.writecache import ROOM, SIZE, load, message
+from support.targets import Bench, FaultyDisk, discard, flush, message, pattern, read, start, status, write
+from support.writecache import ROOM, SIZE, load
 
 from dmserver.io.bio import Op
 from dmserver.model.dm_dev import DmDev
