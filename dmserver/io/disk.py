@@ -10,7 +10,6 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Iterator
-from functools import cache
 from typing import cast
 
 from dmproto.wire import SECTOR_SIZE, Dev
@@ -36,11 +35,13 @@ _PUNCH_HOLE_KEEP_SIZE = 0x02 | 0x01
 _PAGE = 4096
 
 
-@cache
-def _fallocate() -> Callable[[int, int, int, int], int]:
+def _libc_fallocate() -> Callable[[int, int, int, int], int]:
     function = ctypes.CDLL(None, use_errno=True).fallocate64
     function.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
     return cast(Callable[[int, int, int, int], int], function)
+
+
+_fallocate = _libc_fallocate()
 
 
 class Disk(BlockDevice):
@@ -179,7 +180,7 @@ class Disk(BlockDevice):
             at = stop
 
     def _zero(self, offset: int, length: int) -> int:
-        if not length or not _fallocate()(self.fd, _PUNCH_HOLE_KEEP_SIZE, offset, length):
+        if not length or not _fallocate(self.fd, _PUNCH_HOLE_KEEP_SIZE, offset, length):
             return 0
         if ctypes.get_errno() not in (errno.EOPNOTSUPP, errno.ENOSYS, errno.ENODEV):
             return ctypes.get_errno()

@@ -6,13 +6,11 @@ from collections.abc import Callable
 from functools import lru_cache
 from math import lcm
 from operator import attrgetter
-from typing import TypeAlias
+from typing import Any, NamedTuple
 
 from dmproto.wire import SECTOR_SIZE
 
 __all__ = ["QueueLimits"]
-
-_Shape: TypeAlias = tuple[int, int, int, int, int, int, bool]
 
 
 class QueueLimits:
@@ -34,10 +32,10 @@ class QueueLimits:
 
         False when the blocks of both do not line up.
         """
-        before = _shape(self)
-        shape, aligned = _stack(before, _shape(below), below.alignment_at(start))
-        if shape != before:
-            for name, value in zip(_NAMES, shape, strict=True):
+        before = _values(self)
+        after, aligned = _stack(before, _values(below), below.alignment_at(start))
+        if after != before:
+            for name, value in zip(_Shape._fields, after, strict=True):
                 setattr(self, name, value)
         return aligned
 
@@ -47,43 +45,46 @@ class QueueLimits:
         return (granularity + self.alignment_offset - sector * SECTOR_SIZE % granularity) % granularity
 
 
-_NAMES = (
-    "logical_block_size",
-    "physical_block_size",
-    "io_min",
-    "io_opt",
-    "alignment_offset",
-    "discard_granularity",
-    "rotational",
-)
-_shape: Callable[[QueueLimits], _Shape] = attrgetter(*_NAMES)
+class _Shape(NamedTuple):
+    """What is stacked of `QueueLimits`."""
+
+    logical_block_size: int
+    physical_block_size: int
+    io_min: int
+    io_opt: int
+    alignment_offset: int
+    discard_granularity: int
+    rotational: bool
+
+    @property
+    def granularity(self) -> int:
+        return max(self.physical_block_size, self.io_min)
+
+
+_Values = tuple[Any, ...]
+_values: Callable[[QueueLimits], _Values] = attrgetter(*_Shape._fields)
 
 
 @lru_cache(64)  # a table of many targets is on few devices
-def _stack(top: _Shape, below: _Shape, alignment: int) -> tuple[_Shape, bool]:
-    logical, physical, io_min, io_opt, offset, discard_granularity, rotational = top
+def _stack(upper: _Values, lower: _Values, alignment: int) -> tuple[_Shape, bool]:
+    top, below = _Shape(*upper), _Shape(*lower)
     aligned = True
-    if offset != alignment:
-        ends = max(physical, io_min) + offset, max(below[1], below[2]) + alignment
+    if top.alignment_offset != alignment:
+        ends = top.granularity + top.alignment_offset, below.granularity + alignment
         aligned = not max(ends) % min(ends)
-    logical, physical, io_min = max(logical, below[0]), max(physical, below[1]), max(io_min, below[2])
-    io_opt = _lcm_not_zero(io_opt, below[3])
+    logical = max(top.logical_block_size, below.logical_block_size)
+    physical = max(top.physical_block_size, below.physical_block_size)
+    io_min = max(top.io_min, below.io_min)
+    io_opt = _lcm_not_zero(top.io_opt, below.io_opt)
     if physical % logical:
         physical, aligned = logical, False
     if io_min & physical - 1:
         io_min, aligned = physical, False
     if io_opt & physical - 1:
         io_opt, aligned = 0, False
-    offset = _lcm_not_zero(offset, alignment) % max(physical, io_min)
-    shape = (
-        logical,
-        physical,
-        io_min,
-        io_opt,
-        offset,
-        max(discard_granularity, below[5]),
-        rotational or below[6],
-    )
+    offset = _lcm_not_zero(top.alignment_offset, alignment) % max(physical, io_min)
+    discard_granularity = max(top.discard_granularity, below.discard_granularity)
+    shape = _Shape(logical, physical, io_min, io_opt, offset, discard_granularity, top.rotational or below.rotational)
     return shape, aligned and not offset % logical
 
 
