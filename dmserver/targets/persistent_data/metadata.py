@@ -85,6 +85,8 @@ class Metadata(Generic[S]):
         """Go on from what was committed with this superblock. Raises Corrupt or OSError."""
         self._superblock, self._committed = superblock, copy(superblock)
         self._bind()
+        if not any(superblock.metadata_space_map_root):
+            raise Corrupt("there is no space map: nothing was ever committed")
         self._space_map.open(superblock.metadata_space_map_root)
         self.changed = False
 

@@ -85,3 +85,10 @@ def test_data_blocks_have_one_size() -> None:
     with pytest.raises(MetadataError, match=r"\(from 64 to 128\)") as refusal:
         check_data_block_size(64, 128)
     assert refusal.value.errno == errno.EINVAL
+
+
+def test_an_abort_before_the_first_commit_reads_nothing() -> None:
+    """It may be called where a read would wait for itself."""
+    metadata = Numbered({0: b"not a bitmap"}, 10)
+    with pytest.raises(Corrupt, match="nothing was ever committed"):
+        metadata.abort()
