@@ -6,6 +6,7 @@ A target's `map` may submit bios to other mapped devices, whose targets do so ag
 
 from __future__ import annotations
 
+import errno
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -75,13 +76,22 @@ def _waits(device: BlockDevice, above: list[BlockDevice], moving: set[BlockDevic
     return False
 
 
-def wait_for(ended: threading.Event, *devices: BlockDevice) -> bool:
-    """Wait for what requests to these devices bring about; False when one of them is suspended: it might be for
-    ever."""
-    while not ended.wait(TURN):
+def wait_for(start: Callable[[Callable[[int], None]], None], *devices: BlockDevice) -> int:
+    """Call `start(done)`, wait until `done(errno)` is called, and return that errno; EAGAIN when one of the devices
+    that this takes is suspended: it might be for ever."""
+    errors: list[int] = []
+    ended = threading.Event()
+
+    def done(error: int) -> None:
+        errors.append(error)
+        ended.set()
+
+    start(done)
+    while not ended.is_set():
         if any(map(is_suspended, devices)):
-            return False
-    return True
+            return errno.EAGAIN
+        ended.wait(TURN)
+    return errors[0]
 
 
 def submit_and_wait(

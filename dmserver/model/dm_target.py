@@ -22,7 +22,6 @@ A target is a class. `ctr` reads the arguments, `map` says where a bio goes, the
 from __future__ import annotations
 
 import errno
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import Enum, Flag, auto
 from itertools import islice
@@ -341,12 +340,4 @@ def do_io(op: Op, bdev: BlockDevice, sector: int, data: memoryview | int | None,
     """`Target.do_io` for helpers that are no target."""
     if is_suspended(bdev):
         return errno.EAGAIN
-    errors: list[int] = []
-    ended = threading.Event()
-
-    def done(error: int) -> None:
-        errors.append(error)
-        ended.set()
-
-    run_apart(lambda: submit(op, bdev, sector, data, done, fua=fua))
-    return errors[0] if wait_for(ended, bdev) else errno.EAGAIN
+    return wait_for(lambda done: run_apart(lambda: submit(op, bdev, sector, data, done, fua=fua)), bdev)

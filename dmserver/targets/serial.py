@@ -68,15 +68,7 @@ class SerialQueue:
     def run(self, job: Job, *devices: BlockDevice) -> int:
         """`start` and wait; returns the errno, EAGAIN when one of the `devices` might hold up the job for ever. Not in
         the way of a bio."""
-        errors: list[int] = []
-        ended = threading.Event()
-
-        def done(error: int) -> None:
-            errors.append(error)
-            ended.set()
-
-        self.start(job, done)
-        return errors[0] if wait_for(ended, *devices) else errno.EAGAIN
+        return wait_for(lambda done: self.start(job, done), *devices)
 
     def between(self, work: Callable[[], T], later: Callable[[], None]) -> T | None:
         """What `work` returns, called while no job runs. None when one does: `later` is called once none does.

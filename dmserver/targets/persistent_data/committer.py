@@ -100,11 +100,12 @@ class Committer(ABC):
 
     def commit(self) -> None:
         """Commit and wait for it, as far as that has an end; for the thread of commands."""
-        ended = threading.Event()
-        with self.changes() as actions:
-            self.after_commit(lambda error: ended.set(), actions)
-        if not self.held_up:
-            wait_for(ended, self.metadata_device, *self._data_devices)
+
+        def start(done: Callable[[int], None]) -> None:
+            with self.changes() as actions:
+                self.after_commit(done, actions)
+
+        wait_for(start, self.metadata_device, *self._data_devices)
 
     def after_commit(self, then: Callable[[int], None], actions: Actions) -> None:
         """Call `then(errno)` once all changes so far are on the disk. To be called under the lock."""

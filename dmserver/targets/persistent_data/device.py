@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Callable
-from threading import Event
 
 from ...model.dm_target import BlockDevice, Op, do_io, wait_for
 from .block import BLOCK_SECTORS, BLOCK_SIZE
@@ -34,13 +32,5 @@ def block_reader(device: BlockDevice) -> Callable[[int], bytes]:
 
 def commit_now(commit: Commit, device: BlockDevice) -> None:
     """Write a transaction and wait for it; OSError when that fails, or might never end."""
-    ended, errors = Event(), []
-
-    def done(error: int) -> None:
-        errors.append(error)
-        ended.set()
-
-    write_commit(commit, device, [], done)
-    number = errors[0] if wait_for(ended, device) else errno.EAGAIN
-    if number:
-        raise OSError(number, os.strerror(number), device.path)
+    if error := wait_for(lambda done: write_commit(commit, device, [], done), device):
+        raise OSError(error, os.strerror(error), device.path)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from threading import Event
+import errno
+from collections.abc import Callable
 
 from support.targets import Bench
 
@@ -91,11 +92,11 @@ def test_the_metadata_device_of_a_target_counts() -> None:
 def test_waiting_for_a_device_ends_when_it_is_suspended() -> None:
     bench = Bench()
     device = linear(bench, "device", "1:0")
-    ended = Event()
     bench.suspend(device)
-    assert not wait_for(ended, device)
-    ended.set()
-    assert wait_for(ended, device)
+    begun: list[Callable[[int], None]] = []
+    assert wait_for(begun.append, device) == errno.EAGAIN
+    assert len(begun) == 1
+    assert wait_for(lambda done: done(errno.EIO), device) == errno.EIO
 
 
 def test_a_target_that_waits_where_bios_are_started() -> None:
