@@ -11,6 +11,7 @@ from struct import Struct
 from dmproto.flags import DmFlag, NameListFlag
 from dmproto.wire import DATA_OFFSET, DM_NAME_LEN, DM_UUID_LEN, huge_decode, to_text
 
+from ..model.args import wrapped
 from ..model.dm_dev import DmDev
 from ..model.dm_target import TargetError
 from . import linux_uevent
@@ -229,7 +230,7 @@ def dev_set_geometry(call: Call) -> None:
     match = _GEOMETRY.match(text)
     if match is None:
         raise Refusal(errno.EINVAL, "Unable to interpret geometry settings.")
-    cylinders, heads, sectors, start = (int(number) & 0xFFFFFFFFFFFFFFFF for number in match.groups())
+    cylinders, heads, sectors, start = map(wrapped, match.groups())
     if cylinders > 65535 or heads > 255 or sectors > 255:
         raise Refusal(errno.EINVAL, "Geometry exceeds range limits.")
     if start > cylinders * heads * sectors:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Hashable
 from dmproto.wire import Dev, huge_decode
 
 from ..io.blockdev import BlockDevice
+from ..model.args import wrapped
 from ..model.mapper import Mapper
 
 __all__ = ["LinuxResolver"]
@@ -58,7 +59,7 @@ class LinuxResolver:
 
 def _number(match: re.Match[str]) -> Dev | None:
     """Major and minor as sscanf() reads them, wrapping; None when they do not fit a dev_t."""
-    major, minor = (int(number) & 0xFFFFFFFF for number in match.groups())
+    major, minor = (wrapped(number, 32) for number in match.groups())
     return (major, minor) if major < 1 << 12 and minor < 1 << 20 else None
 
 

@@ -11,7 +11,7 @@ import errno
 import re
 from collections.abc import Callable, Sequence
 
-from ..model.args import parse_sector, parse_u32
+from ..model.args import parse_sector, parse_u32, wrapped
 from ..model.dm_dev import DmDev
 from ..model.stats import Area, Region
 from .linux_call import Refusal
@@ -59,7 +59,7 @@ def _range(text: str, size: int) -> tuple[int, int]:
     match = _RANGE.match(text)
     if match is None:
         raise ValueError(f"{text!r}: expected START+LENGTH")
-    start, length = (int(number) & ULONG_MAX for number in match.groups())
+    start, length = map(wrapped, match.groups())
     if start + length > ULONG_MAX or not length:
         raise ValueError(f"{text!r}: no sectors")
     return start, start + length
@@ -110,7 +110,7 @@ def _boundaries(text: str) -> tuple[int, ...]:
 
 def _find(device: DmDev, text: str) -> Region:
     match = _ID.match(text)
-    region_id = int(match[1]) & 0xFFFFFFFF if match else -1
+    region_id = wrapped(match[1], 32) if match else -1
     if not 0 <= region_id <= INT_MAX:
         raise ValueError(f"{text!r}: expected an id")
     region = device.stats.find(region_id) if device.stats else None

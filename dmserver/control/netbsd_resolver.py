@@ -17,6 +17,7 @@ from dmproto.wire import to_bytes, to_text
 
 from ..io.bio import Bio
 from ..io.blockdev import BlockDevice
+from ..model.args import wrapped
 from ..model.dm_dev import DmDev
 from ..model.dm_pdev import DmPdev
 from ..model.mapper import Mapper
@@ -80,5 +81,5 @@ class NetbsdResolver:
         except OSError:
             if match is None:
                 raise
-        minor = int(match[1])
+        minor = wrapped(match[1], 32)
         return self._mapper.devices.get(minor) or _AbsentDevice(path, (self._mapper.major, minor))

@@ -10,6 +10,7 @@ import errno
 import re
 from collections.abc import Iterator, Sequence
 
+from ..model.args import wrapped
 from ..model.dm_pdev import DmPdev
 from ..model.dm_target import Bio, Extent, MapResult, Op, StatusType, Target
 
@@ -24,7 +25,7 @@ _DIGITS = re.compile(r"[0-9]*")
 def atoi64(text: str) -> int:
     """The leading digits, wrapping at 2**64; 0 when there are none."""
     match = _DIGITS.match(text)
-    return int(match[0] or "0") & 0xFFFFFFFFFFFFFFFF if match else 0
+    return wrapped(match[0] or "0") if match else 0
 
 
 def split_params(params: str) -> list[str]:

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 from dmproto.wire import to_bytes, to_text
 
-__all__ = ["Arguments", "parse_sector", "parse_u32", "parse_uint", "split_args"]
+__all__ = ["Arguments", "parse_sector", "parse_u32", "parse_uint", "split_args", "wrapped"]
 
 _SPACE = " \t\n\v\f\r\xa0"  # isspace(), which goes by Latin-1
 _words = re.compile(f"[^{_SPACE}]+").findall
@@ -50,10 +50,16 @@ def _split_quoted(params: str) -> list[str]:
     return args
 
 
+def wrapped(digits: str | bytes, bits: int = 64) -> int:
+    """The number that so many decimal digits make where numbers wrap at 2**`bits`, 64 at most. The last 64 digits tell
+    it, for 10**64 is a multiple of 2**64: nobody makes us read a million."""
+    return int(digits[-64:]) & (1 << bits) - 1
+
+
 def parse_sector(text: str) -> int:
     """`sscanf("%llu%c")` that must match once: digits only, wrapping at 2**64."""
     if match := _ULL.match(text):
-        return int(match[1]) & 0xFFFFFFFFFFFFFFFF
+        return wrapped(match[1])
     raise ValueError(f"{text!r}: expected a number of sectors")
 
 

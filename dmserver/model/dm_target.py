@@ -34,7 +34,7 @@ from ..io.blockdev import BlockDevice
 from ..io.kcopyd import Kcopyd
 from ..io.limits import QueueLimits
 from ..io.submit import TURN, is_suspended, run_apart, wait_for
-from .args import Arguments, parse_sector, parse_u32, parse_uint, split_args
+from .args import Arguments, parse_sector, parse_u32, parse_uint, split_args, wrapped
 from .dm_pdev import DmPdev
 
 if TYPE_CHECKING:
@@ -65,6 +65,7 @@ __all__ = [
     "split_args",
     "submit",
     "wait_for",
+    "wrapped",
 ]
 
 Shared = TypeVar("Shared")

@@ -77,7 +77,7 @@ class Mapper:
         found: BlockDevice | None = None
         if node.startswith("/dev/mapper/"):
             found = self.by_name(node[len("/dev/mapper/") :])
-        elif node.startswith("/dev/dm-") and node[8:].isdecimal():
+        elif node.startswith("/dev/dm-") and node[8:].isdecimal() and len(node) < 20:
             found = self.devices.get(int(node[8:]))
         return found or self.disks.lookup(path)
 

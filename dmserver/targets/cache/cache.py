@@ -26,6 +26,7 @@ from ...model.dm_target import (
     TargetError,
     is_suspended,
     parse_uint,
+    wrapped,
 )
 from ..actions import Actions
 from ..persistent_data.block import BLOCK_SECTORS, Corrupt
@@ -436,8 +437,8 @@ class Cache(Target):
         if match is None:
             log(f"invalid cblock range '{text}'")
             raise TargetError(errno.EINVAL)
-        begin = int(match[1]) & 0xFFFFFFFF
-        end = (int(match[2]) if match[2] else begin + 1) & 0xFFFFFFFF
+        begin = wrapped(match[1], 32)
+        end = wrapped(match[2], 32) if match[2] else begin + 1 & 0xFFFFFFFF
         if begin >= blocks:
             log(f"begin cblock out of range: {begin} >= {blocks}")
         elif end > blocks:

@@ -27,6 +27,7 @@ from ...model.dm_target import (
     TargetError,
     parse_sector,
     parse_u32,
+    wrapped,
 )
 from ...model.keyring import Keyring
 from .skcipher import Skcipher, allocate
@@ -131,13 +132,13 @@ class Crypt(Target):
         if option.lower() in FLAG_OPTIONS:
             self.flags.add(option.lower())
         elif match := _INTEGRITY.match(option):
-            if not 0 < int(match[1]) <= MAX_TAG_SIZE:
+            if not 0 < wrapped(match[1], 32) <= MAX_TAG_SIZE:
                 raise self.refuse("Invalid integrity arguments")
             if match[2].lower() not in ("aead", "none"):
                 raise self.refuse("Unknown integrity profile")
-            self.integrity = f"{int(match[1])}:{match[2]}"
+            self.integrity = f"{wrapped(match[1], 32)}:{match[2]}"
         elif match := _SECTOR_SIZE.match(option):
-            size = int(match[1]) & 0xFFFF
+            size = wrapped(match[1], 16)
             if not SECTOR_SIZE <= size <= 4096 or size & size - 1:
                 raise self.refuse("Invalid feature value for sector_size")
             if self.len & size // SECTOR_SIZE - 1:
@@ -366,4 +367,4 @@ def _key_size(text: str) -> int:
     if not text.startswith(":"):
         return len(text) // 2
     match = _KEYRING.match(text)
-    return int(match[1]) if match else -1
+    return wrapped(match[1], 32) if match else -1

@@ -75,6 +75,19 @@ def test_secure_data_wipes_the_version_too_where_nothing_is_copied_back(client: 
     assert client.raw("REMOVE_ALL", flags=DmFlag.SECURE_DATA) == (0, bytes(305))
 
 
+def test_very_long_numbers_are_numbers(client: LinuxClient) -> None:
+    client.device("d", ZERO)
+    assert client.fails("DEV_SET_GEOMETRY", "1 2 3 " + "9" * 5000, name="d") == errno.EINVAL
+    for path in ("/dev/dm-" + "9" * 5000, "1:" + "9" * 5000, "9" * 5000 + ":0"):
+        table = (TargetSpec(start=0, length=8, type="linear", params=f"{path} 0"),)
+        assert client.fails("TABLE_LOAD", table, name="d") in (
+            errno.ENXIO,
+            errno.ENODEV,
+            errno.EINVAL,
+            errno.ENAMETOOLONG,
+        )
+
+
 # -- parked commands ----------------------------------------------------------------------------------------
 
 

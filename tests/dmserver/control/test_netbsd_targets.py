@@ -9,7 +9,16 @@ from dmserver.control.netbsd_targets import MAX_ARGC, NETBSD_TARGETS, atoi64, sp
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("", 0), ("x", 0), ("-5", 0), ("12abc", 12), ("0x10", 0), ("18446744073709551617", 1), ("\u0663", 0)],
+    [
+        ("", 0),
+        ("x", 0),
+        ("-5", 0),
+        ("12abc", 12),
+        ("0x10", 0),
+        ("18446744073709551617", 1),
+        ("0" * 5000 + "7", 7),
+        ("\u0663", 0),
+    ],
 )
 def test_atoi64_reads_leading_digits_and_wraps(text: str, value: int) -> None:
     assert atoi64(text) == value

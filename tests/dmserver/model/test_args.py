@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from dmproto.wire import to_text
 from dmserver.model import args
-from dmserver.model.args import Arguments, parse_sector, parse_u32, parse_uint, split_args
+from dmserver.model.args import Arguments, parse_sector, parse_u32, parse_uint, split_args, wrapped
 
 WORDS = st.text(st.characters(exclude_characters=" \t\n\v\f\r\\", exclude_categories=["Cs"]), min_size=1).filter(
     lambda word: b"\xa0" not in word.encode()
@@ -85,3 +85,12 @@ def test_numbers_out_of_bounds(argv: list[str]) -> None:
 def test_a_group_of_which_arguments_are_missing() -> None:
     with pytest.raises(ValueError, match="expected 2 more arguments, not 1"):
         Arguments(["2", "a"]).group(0, 5)
+
+
+@given(st.text("0123456789", min_size=1, max_size=300), st.integers(1, 64))
+def test_long_numbers_wrap_as_short_ones_do(digits: str, bits: int) -> None:
+    assert wrapped(digits, bits) == int(digits) % (1 << bits)
+
+
+def test_numbers_may_be_very_long() -> None:
+    assert parse_sector("1" * 1_000_000) == int("1" * 64) % (1 << 64)

@@ -291,3 +291,9 @@ def test_what_was_flushed_survives(
     device = load(bench, f"{features} smq 0", sectors=_LIFE_BLOCKS * BLOCK)
     found = [submit(bench, device, Op.READ, block * BLOCK, 1) for block in range(_LIFE_BLOCKS)]
     assert all(data in values for data, values in zip(found, life.after, strict=True))
+
+
+def test_a_range_with_very_long_numbers() -> None:
+    device = make_cache(Bench(), "1 passthrough")
+    assert refused(device, "invalidate_cblocks " + "9" * 5000) == errno.EINVAL
+    assert refused(device, "invalidate_cblocks 0-" + "9" * 5000) == errno.EINVAL
