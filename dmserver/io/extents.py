@@ -26,10 +26,13 @@ if TYPE_CHECKING:
     from ..model.dm_target import Extent, Target
     from .mapped import MappedIo
 
-__all__ = ["PIECES", "Piece", "Route", "allocation", "remap", "topology"]
+__all__ = ["DEPTH", "PIECES", "Piece", "Route", "allocation", "remap", "topology"]
 
 #: Extents of one target that are laid out; and in all of one device.
 PIECES, ALL_PIECES = 1024, 65536
+
+#: Mapped devices, one on the other, that a route leads through: building it goes deeper with each.
+DEPTH = 64
 
 #: Held while routes are built and retired, and while a device is blocked.
 topology = threading.Lock()
@@ -88,6 +91,7 @@ class Route:
         self._inside: deque[None] = deque()
         self._held = False
         self._flats: dict[MappedIo, _Flat | None] = {}
+        self._depth = 0
         with topology:
             self._top = self._flatten(io)
             for member in self._flats:
@@ -201,15 +205,20 @@ class Route:
     def _flatten(self, io: MappedIo) -> _Flat | None:
         self._flats[io] = None  # what a device that is below itself finds
         table = io.device.live
-        if table is None or not io.flattens:
+        if table is None or not io.flattens or self._depth == DEPTH:
             return None
+        self._depth += 1
+        flat = self._flats[io] = self._flatten_targets(io, table.targets)
+        self._depth -= 1
+        return flat
+
+    def _flatten_targets(self, io: MappedIo, targets: list[Target]) -> _Flat | None:
         flat = _Flat()
-        for target in table.targets:
+        for target in targets:
             if target.begin != (flat.ends[-1] if flat.ends else 0):
                 return None
             for segment in self._lay_out(io, target, ALL_PIECES - len(flat.ends)):
                 flat.append(segment)
-        self._flats[io] = flat
         return flat
 
     def _lay_out(self, io: MappedIo, target: Target, room: int) -> list[_Segment]:

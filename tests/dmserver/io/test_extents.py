@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from support.stacks import Line, Stack, pattern
 
 from dmserver.io.bio import Bio, Op
-from dmserver.io.extents import PIECES, Route
+from dmserver.io.extents import DEPTH, PIECES, Route
 from dmserver.io.submit import submit_and_wait
 from dmserver.model.dm_dev import DmDev
 from dmserver.model.dm_pdev import DmPdev
@@ -217,3 +217,15 @@ def test_enter_and_leave_from_many_threads(stack: Stack) -> None:
         thread.join()
     assert dev.io.in_flight == 0
     assert len(dev.io.routes) <= 1
+
+
+def test_a_very_deep_stack_does_not_recurse_too_deep() -> None:
+    stack = Stack()
+    stack.ram()
+    below = "1:0"
+    for level in range(500):
+        device = stack.device(f"level{level}", (0, 8, "linear", f"{below} 0"))
+        below = f"253:{device.minor}"
+        if level == DEPTH + 20:
+            assert submit_and_wait(device, Op.READ, 0, 1, memoryview(bytearray(512))) == 0
+    assert submit_and_wait(device, Op.READ, 0, 1, memoryview(bytearray(512))) == errno.EIO
