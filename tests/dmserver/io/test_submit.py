@@ -105,3 +105,11 @@ def test_a_target_that_waits_where_bios_are_started() -> None:
     data = memoryview(bytearray(512))
     run_flat(lambda _: errors.append(do_io(Op.READ, device, 0, data)), Bio(Op.READ, 0, 0))
     assert errors == [0]
+
+
+def test_a_very_deep_stack_is_not_looked_at_to_its_end() -> None:
+    bench = Bench()
+    device = linear(bench, "0", "1:0")
+    for level in range(1, 1100):
+        device = linear(bench, f"{level}", f"253:{device.minor}")
+    assert not is_suspended(device)
