@@ -65,6 +65,7 @@ def test_an_abort_goes_back_to_the_last_commit() -> None:
         metadata.abort()
         assert metadata.number == 1
         assert not metadata.changed
+        assert not metadata.transaction.fresh
     metadata.count()
     assert commit(metadata, disk).superblock == b"2"
 
