@@ -58,7 +58,7 @@ def test_links_of_volumes(name: str, volume: tuple[str, str] | None) -> None:
 @pytest.mark.skipif(not shutil.which("lvcreate", path=os.environ["PATH"] + ":/usr/sbin:/sbin"), reason="no lvm")
 def test_lvm_with_its_own_defaults(dmserver: PrivateServer, tmp_path: Path) -> None:
     (tmp_path / "disk").write_bytes(bytes(64 << 20))
-    (tmp_path / "lvm.conf").write_text("")
+    (tmp_path / "lvm.conf").write_text("activation { monitoring = 0 }")  # dmeventd would outlive the test
     dmserver.call(lambda: dmserver.host.add_pdev(f"/dev/sdx={tmp_path}/disk"))
     env = {**os.environ, "LVM_SYSTEM_DIR": str(tmp_path), "LVM_SUPPRESS_FD_WARNINGS": "1"}
     printed = dmserver.run("sh", "-c", VOLUME, env=env).stdout
