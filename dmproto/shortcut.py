@@ -177,7 +177,7 @@ def say(data: bytes, command: Command, *, reply: bool, strict: bool = False) -> 
         return None
     kind = command.gives if reply else command.takes
     if kind is _NO_PAYLOAD or (reply and size == DATA_OFFSET):
-        body, last = b"" if reply else _EMPTY, DATA_OFFSET
+        body, last = [b"" if reply else _EMPTY], DATA_OFFSET
     else:
         said = None
         if data[DATA_OFFSET:HEADER_SIZE] != _GAP:
@@ -188,7 +188,7 @@ def say(data: bytes, command: Command, *, reply: bool, strict: bool = False) -> 
             said = _say_devices(data, size, events=fields[:2] >= EVENT_NR_SINCE)
         if said is None:
             return None
-        body, last = b"%b%b%b" % (_ARRAY, said[0], _ARRAY_END), said[1]
+        body, last = [_ARRAY, *said[0], _ARRAY_END], said[1]
     rest = len(data) - last
     if not data.endswith(_zeros(rest) if rest < REQUEST_SIZE else bytes(rest)):
         return None
@@ -217,14 +217,14 @@ def _say_sizes(size: int, whole: int, canonical: int) -> bytes:
 
 
 def _say_rest(
-    body: bytes, sizes: bytes, fields: tuple[Any, ...], count: int, command: Command, written: frozenset[str]
+    body: list[bytes], sizes: bytes, fields: tuple[Any, ...], count: int, command: Command, written: frozenset[str]
 ) -> bytes | None:
     """The whole text: the keys behind cmd_data stand in the order of their names."""
     *version, _, _, _, opens, flags, event_nr, _, dev, name, uuid = fields
     name, uuid = name.rstrip(b"\0"), uuid.rstrip(b"\0")
     if len(name) > 127 or len(uuid) > 128 or _markup(name + uuid) or not any(version):
         return None
-    text = [_OPEN, body, _COMMANDS[verb(command, flags)], sizes]
+    text = [_OPEN, *body, _COMMANDS[verb(command, flags)], sizes]
     if event_nr:
         text.append(_LINES["event_nr"] % event_nr)
     text.append(_LINES["flags"] % flags)
@@ -258,7 +258,7 @@ def _string(text: bytes) -> bytes:
     return b"<string>%b</string>" % text if text else b"<string/>"
 
 
-def _say_targets(data: bytes, end: int, count: int, reply: bool) -> tuple[bytes, int] | None:
+def _say_targets(data: bytes, end: int, count: int, reply: bool) -> tuple[list[bytes], int] | None:
     """The text of a chain of dm_target_spec. In a status `next` counts from the first, and data end behind a string."""
     values: list[Any] = []
     texts: list[bytes] = []
@@ -284,10 +284,10 @@ def _say_targets(data: bytes, end: int, count: int, reply: bool) -> tuple[bytes,
         last, place = place + fixed + len(params) + 1, stop
     if last > end or _markup(b"".join(texts)):
         return None
-    return (_STATUSES if reply else _TARGETS).template * count % tuple(values), last
+    return [(_STATUSES if reply else _TARGETS).template * count % tuple(values)], last
 
 
-def _say_devices(data: bytes, end: int, *, events: bool) -> tuple[bytes, int] | None:
+def _say_devices(data: bytes, end: int, *, events: bool) -> tuple[list[bytes], int] | None:
     """The text of a chain of dm_name_list, with event numbers and uuids or as it was before those."""
     entries: list[bytes] = []
     texts: list[bytes] = []
@@ -333,7 +333,7 @@ def _say_devices(data: bytes, end: int, *, events: bool) -> tuple[bytes, int] | 
         place = after
     else:
         return None
-    return None if _markup(b"".join(texts)) else (b"".join(entries), after)
+    return None if _markup(b"".join(texts)) else (entries, after)
 
 
 def hear(text: bytes, *, reply: bool, strict: bool = False) -> bytes | None:

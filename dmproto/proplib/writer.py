@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from binascii import b2a_base64
 from collections.abc import Callable, Iterable, Iterator
+from io import BytesIO
 from itertools import repeat
 from operator import itemgetter
 from typing import Any
@@ -37,7 +38,7 @@ def dumps(obj: Object) -> bytes:
     beyond 64 bits, a key over `KEY_MAX` bytes, a NUL, a surrogate that stands for no byte. Nesting so deep that more
     than `MAX_TABS` tabs would be written raises `MessageTooLarge`; that limit is ours.
     """
-    chunks: list[bytes] = []
+    text = BytesIO()
     lines = [HEADER]
     append = lines.append
     stack: list[tuple[Iterator[tuple[str, Any]], str, str]] = []
@@ -74,10 +75,10 @@ def dumps(obj: Object) -> bytes:
         else:
             append(closing)
             if len(lines) > _FLUSH or not stack:
-                chunks.append(_encoded("".join(lines)))
+                text.write(_encoded("".join(lines)))
                 lines.clear()
                 if not stack:
-                    return b"".join(chunks)
+                    return text.getvalue()
             members, tabs, closing = stack.pop()
         if tabs_written > MAX_TABS:
             raise MessageTooLarge(f"a property list of this depth takes more than {MAX_TABS} tabs")
