@@ -162,6 +162,7 @@ _NAME = _format(linux.dm_name_list)
 _PAIR = struct.Struct("<II")
 _GAP = bytes(HEADER_SIZE - DATA_OFFSET)
 _NO_PAYLOAD, _SPECS, _NAMES = Payload.NONE, Payload.TARGET_SPECS, Payload.NAME_LIST
+_MANY = 1024  # records that are kept as many strings
 _markup = re.compile(rb"[&<>\0]").search
 
 
@@ -289,6 +290,7 @@ def _say_targets(data: bytes, end: int, count: int, reply: bool) -> tuple[list[b
 
 def _say_devices(data: bytes, end: int, *, events: bool) -> tuple[list[bytes], int] | None:
     """The text of a chain of dm_name_list, with event numbers and uuids or as it was before those."""
+    said: list[bytes] = []
     entries: list[bytes] = []
     texts: list[bytes] = []
     unpack, pair, find, place = _NAME.unpack_from, _PAIR.unpack_from, data.find, HEADER_SIZE
@@ -326,6 +328,8 @@ def _say_devices(data: bytes, end: int, *, events: bool) -> tuple[list[bytes], i
         elif flags:
             return None
         entries.append(_DEVICE_LINES[event_nr > 0, flags > 0] % tuple(values))
+        if len(entries) == _MANY and not _gather(said, entries, texts):
+            return None
         if not following:
             break
         if following != after - place:
@@ -333,7 +337,17 @@ def _say_devices(data: bytes, end: int, *, events: bool) -> tuple[list[bytes], i
         place = after
     else:
         return None
-    return None if _markup(b"".join(texts)) else (entries, after)
+    return (said, after) if _gather(said, entries, texts) else None
+
+
+def _gather(said: list[bytes], entries: list[bytes], texts: list[bytes]) -> bool:
+    """Make one string of the entries; False when one of their texts cannot stand as it is."""
+    if _markup(b"".join(texts)):
+        return False
+    said.append(b"".join(entries))
+    entries.clear()
+    texts.clear()
+    return True
 
 
 def hear(text: bytes, *, reply: bool, strict: bool = False) -> bytes | None:

@@ -117,6 +117,7 @@ DEVICES = (
         ("LIST_DEVICES", True, DEVICES),
         ("LIST_DEVICES", True, DEVICES[:1]),
         ("LIST_DEVICES", True, DEVICES[3:]),
+        ("LIST_DEVICES", True, DEVICES * 512),
     ],
 )
 @pytest.mark.parametrize("version", [(4, 16, 0), (4, 48, 0)])
@@ -128,6 +129,14 @@ def test_these_take_the_short_way(name, reply, payload, version):
     text = shortcut.say(buffer, BY_NAME[name], reply=reply)
     assert text == said(buffer, BY_NAME[name], reply)
     assert shortcut.hear(text, reply=reply) == buffer == heard(text, reply)
+
+
+@pytest.mark.parametrize("place", [0, 1023, 1024, 2999])
+def test_one_text_with_markup_sends_a_long_list_the_long_way(place):
+    names = BY_NAME["LIST_DEVICES"]
+    devices = [DeviceEntry(name="a&b" if n == place else "ab", dev=(253, n)) for n in range(3000)]
+    buffer = linux.build(Message(command=names, reply=True, header=HEADER, payload=devices))
+    assert shortcut.say(buffer, names, reply=True) is None
 
 
 @pytest.mark.parametrize("event_nr", [0, 7])
