@@ -8,8 +8,10 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import time
 from collections.abc import Callable
 from functools import partial
+from struct import Struct
 from typing import TYPE_CHECKING
 
 from .namespace import CONTROL_DEV, Namespace
@@ -25,6 +27,8 @@ __all__ = ["Changes"]
 
 AT_SYMLINK_NOFOLLOW, AT_REMOVEDIR, AT_SYMLINK_FOLLOW = 0x100, 0x200, 0x400
 RENAME_NOREPLACE = 1
+UTIME_NOW, UTIME_OMIT = (1 << 30) - 1, (1 << 30) - 2
+_TIMESPEC, _TIMES = Struct("=qq"), Struct("=qqqq")
 
 
 class Changes:
@@ -148,17 +152,17 @@ class Changes:
     def _rename(self, call: Call, olddir: int, old: bytes, newdir: int, new: bytes, flags: int) -> int | Outcome:
         source = self.paths.lookup(call.caller, olddir, old, follow=False)
         target = self.paths.lookup(call.caller, newdir, new, follow=False)
-        done = self._between_files(source, target, os.rename)
+        if source is None or target is None:
+            return CONTINUE
+        done = self._between_files(source, target, lambda old, new: _rename_file(old, new, flags))
         if done is not None:
             return done
-        assert source is not None
-        assert source.node is not None
-        assert target is not None
+        node = source.node
+        assert node is not None
         if flags & RENAME_NOREPLACE and not isinstance(target.node, Absent | None):
             return -errno.EEXIST
         for path in self.space.made_below(source.path):
             self.space.made[target.path + path[len(source.path) :]] = self.space.made.pop(path)
-        node = source.node
         self._remove(source.path)
         self.space.made[target.path] = node
         return 0
@@ -174,19 +178,17 @@ class Changes:
             return CONTINUE
         source = self.paths.lookup(call.caller, olddir, old, follow=bool(flags & AT_SYMLINK_FOLLOW))
         target = self.paths.lookup(call.caller, newdir, new, follow=False)
+        if source is None or target is None:
+            return CONTINUE
         done = self._between_files(source, target, partial(os.link, follow_symlinks=False))
         return -errno.EXDEV if done is None else done
 
-    def _between_files(
-        self, source: Place | None, target: Place | None, act: Callable[[bytes, bytes], None]
-    ) -> int | Outcome | None:
+    def _between_files(self, source: Place, target: Place, act: Callable[[bytes, bytes], None]) -> int | Outcome | None:
         """`act` on two paths of real files; None when the first is a node of ours."""
-        if source is None or target is None or (source.node is None and target.node is None):
-            if source and target and (source.ours or target.ours):
-                act(source.real, target.real)
-                return 0
+        native = source.node is None and target.node is None
+        if native and not (source.ours or target.ours):
             return CONTINUE
-        if isinstance(source.node, Private) and isinstance(target.node, Private):
+        if native or (isinstance(source.node, Private) and isinstance(target.node, Private)):
             act(source.real, target.real)
             return 0
         if source.node is None or isinstance(source.node, Private):
@@ -262,6 +264,10 @@ class Changes:
         place = self.paths.lookup(call.caller, call.fd(0), call.string(1), follow=True) if call.args[1] else None
         if place is None or place.node is None:
             return CONTINUE
+        if isinstance(place.node, Private):
+            times = call.caller.read_exactly(call.args[2], _TIMES.size) if call.args[2] else None
+            os.utime(place.real, ns=_nanoseconds(os.stat(place.real), times))
+            return 0
         return -errno.ENOENT if isinstance(place.node, Absent) else 0
 
     # -- helpers ----------------------------------------------------------------------------------------
@@ -279,6 +285,28 @@ class Changes:
         ids = {field: int(call.caller.status(field).split()[1]) for field in ("Uid", "Gid")}
         umask = int(call.caller.status("Umask"), 8)
         return Owner(mode & 0o7777 & ~umask, ids["Uid"], ids["Gid"])
+
+
+def _rename_file(old: bytes, new: bytes, flags: int) -> None:
+    """renameat2(2) of a file that the kernel does not find under its name."""
+    if flags & ~RENAME_NOREPLACE:
+        raise OSError(errno.EINVAL, "renameat2(2): only RENAME_NOREPLACE is there")
+    if flags and os.path.lexists(new):
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), new)
+    os.rename(old, new)
+
+
+def _nanoseconds(now: os.stat_result, times: bytes | None) -> tuple[int, int]:
+    """Access and modification time as `struct timespec[2]` wants them; without one both are the present."""
+    if times is None:
+        return (time.time_ns(),) * 2
+    wanted = []
+    for (seconds, nanoseconds), present in zip(
+        _TIMESPEC.iter_unpack(times), (now.st_atime_ns, now.st_mtime_ns), strict=True
+    ):
+        special = {UTIME_NOW: time.time_ns(), UTIME_OMIT: present}
+        wanted.append(special.get(nanoseconds, seconds * 10**9 + nanoseconds))
+    return wanted[0], wanted[1]
 
 
 def _signed(value: int) -> int:

@@ -250,10 +250,11 @@ class Files:
                 return CONTINUE
             if place is None or node is None:
                 return CONTINUE  # the kernel tells why not
-        if place.node is not None and not isinstance(_existing(place.node), Dir | Private):
-            return -errno.ENOTDIR
-        if place.node is None and not os.path.isdir(place.real):
-            os.stat(place.real)
+        if isinstance(place.node, Private | None):
+            if not os.path.isdir(place.real):
+                os.stat(place.real)
+                return -errno.ENOTDIR
+        elif not isinstance(_existing(place.node), Dir):
             return -errno.ENOTDIR
         self.paths.moved(call.caller, place.path)
         return 0

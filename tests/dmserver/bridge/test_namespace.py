@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -105,6 +106,26 @@ def test_lvms_files_are_the_runs_own(machine: PrivateServer) -> None:
         "No such file or directory",
     ]
     assert not os.path.exists("/etc/lvm/archive/c")
+
+
+PRIVATE = """
+import ctypes, os
+os.chdir("/etc/lvm/archive")
+for name in "ab":
+    open(name, "w").write(name)
+os.utime("a", ns=(1, 2))
+os.utime("b")
+print(os.stat("a").st_atime_ns, os.stat("a").st_mtime_ns, os.stat("b").st_mtime > 10**9)
+libc = ctypes.CDLL(None, use_errno=True)
+for flags in (1, 2, 0):
+    print(libc.renameat2(-100, b"/etc/lvm/archive/a", -100, b"/etc/lvm/archive/b", flags), ctypes.get_errno())
+print(os.listdir("/etc/lvm/archive"), open("b").read())
+"""
+
+
+def test_files_of_the_run_are_renamed_and_dated(machine: PrivateServer) -> None:
+    printed = machine.run("python3", "-c", PRIVATE).stdout
+    assert printed == f"1 2 True\n-1 {errno.EEXIST}\n-1 {errno.EINVAL}\n0 {errno.EINVAL}\n['b'] a\n"
 
 
 def test_nodes_in_another_directory(machine: PrivateServer, tmp_path: Path) -> None:
