@@ -65,7 +65,7 @@ class Fused(Construct):  # type: ignore[misc]  # construct has no types
         return {"count": context.count} if isinstance(self.schema, Chain) and self.schema.counted else {}
 
     def walk(self, data: bytes, offset: int, end: int) -> tuple[Any, int]:
-        """The value at `offset`, and the offset behind it."""
+        """The value at `offset`, and the offset behind it. Abstract: each generated class has its own."""
         raise NotImplementedError
 
 

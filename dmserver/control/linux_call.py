@@ -254,7 +254,9 @@ def quick_status(mapper: Mapper, request: bytes) -> bytes | None:
     device = mapper.names.get(name[: name.find(0)])
     if device is None or uuid or dev or flags & _SECURE or not DATA_OFFSET <= size <= MAX_DATA_SIZE:
         return None
-    if name[-1] or request[_LAST] or device.catch_up is not None:  # to be NULs; to be asked first
+    if name[-1] or request[_LAST]:  # to be NULs
+        return None
+    if device.catch_up is not None:  # its openers may be fewer than it knows
         return None
     flags, targets = _state(device, flags & _UNSAID)
     if device.slots[1 - device.cur_active] is not None:

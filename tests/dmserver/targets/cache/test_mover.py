@@ -143,8 +143,8 @@ def test_bios_wait_for_a_block_that_is_moved() -> None:
 def fua(bench: Bench, device: DmDev, sector: int, data: bytes) -> list[int]:
     ended: list[int] = []
     buffer = memoryview(bytearray(data))
-    done = lambda bio: ended.append(bio.error)  # noqa: E731
-    device.submit_bio(Bio(Op.WRITE, sector, len(data) // 512, buffer, done, fua=True, bdev=device))
+    bio = Bio(Op.WRITE, sector, len(data) // 512, buffer, lambda bio: ended.append(bio.error), fua=True, bdev=device)
+    device.submit_bio(bio)
     bench.work.run()
     return ended
 
