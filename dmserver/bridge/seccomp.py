@@ -133,8 +133,6 @@ class Listener:
         self._blank = bytes(NOTIF.size)
         self._response = bytearray(RESPONSE.size)
         self._id = bytearray(ID.size)
-        #: A call that was received is waiting until it is answered, or its caller is killed.
-        self.steady = waits_killable()
         try:
             ioctl(fd, NOTIF_SET_FLAGS, FD_SYNC_WAKE_UP)
         except OSError:

@@ -5,8 +5,7 @@ Rules of this room:
 1. A handler returns a result (0 and up), -errno, `CONTINUE` (the kernel does it), or `ANSWERED` (it was, or will be,
    answered elsewhere). OSError becomes its errno.
 2. One thread, one loop. A call that waits is parked: the loop goes on, other threads of the caller too.
-3. Nothing is written into a caller's memory unless its call is still waiting. Where only death can end the wait
-   (`Listener.steady`), that need not be asked: the memory that is open is the caller's, or nobody's.
+3. Nothing is written into a caller's memory unless its call is still waiting.
 4. A parked call whose caller has died or must handle a signal is cancelled. Where the kernel has WAIT_KILLABLE_RECV
    (5.19) signals other than fatal ones leave a received call alone, so that a command is never carried out twice;
    then a parked call is ended here, with ERESTARTSYS as a driver would.
@@ -67,8 +66,7 @@ class Call:
 
     def write(self, address: int, data: bytes) -> None:
         """Write into the caller's memory if it still waits. Raises Fault."""
-        listener = self.supervisor.listener
-        if listener.steady or listener.is_valid(self.id):
+        if self.supervisor.listener.is_valid(self.id):
             self.caller.write(address, data)
 
     def hand_over(self, fd: int, *, cloexec: bool) -> int | None:
