@@ -3,12 +3,11 @@ support.linux_fidelity` writes it; a test holds it to the replay."""
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from support.linux_masks import ABSENT, KINDS, MASK_SEPARATOR, MASKS
+from support.linux_masks import KINDS, MASK_SEPARATOR, MASKS
 from support.linux_replay import FILES, Result, replay
 
 from dmproto.commands import BY_NAME, COMMANDS
@@ -24,7 +23,7 @@ Every step of the recordings in `specs/vectors/linux` is replayed on a fresh dev
 every byte that is written back and how many there are, the data read, the kernel's log lines and uevents. This page
 is made by `make fidelity` from that replay (`tests/support/linux_replay.py`), and a test holds it to it.
 
-*Recorded* = *identical* + *left out*; a step with a masked field counts as identical when all else is.
+A step with a masked field counts as identical when all else is.
 """
 
 _HIDDEN = "the disk is there already: a load before is not in the recording"
@@ -41,13 +40,12 @@ def _table(head: tuple[str, ...], rows: Iterable[tuple[object, ...]]) -> str:
     return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
 
 
-def _counts(results: Iterable[Result]) -> tuple[int, int, int, str]:
-    """Recorded, identical, left out, and which fields were masked how often."""
+def _counts(results: Iterable[Result]) -> tuple[int, int, str]:
+    """Recorded, identical, and which fields were masked how often."""
     found = list(results)
-    left_out = sum(bool(result.skipped) for result in found)
-    identical = sum(not (result.skipped or result.difference) for result in found)
+    identical = sum(not result.difference for result in found)
     masked = Counter(field for result in found for field in _fields(result))
-    return len(found), identical, left_out, ", ".join(f"{field} ({count})" for field, count in sorted(masked.items()))
+    return len(found), identical, ", ".join(f"{field} ({count})" for field, count in sorted(masked.items()))
 
 
 def _fields(result: Result) -> list[str]:
@@ -58,7 +56,7 @@ def _section(
     title: str, first: str, rows: Iterable[tuple[str, Callable[[Result], bool]]], results: list[Result]
 ) -> str:
     lines = [(name, *_counts(result for result in results if belongs(result))) for name, belongs in rows]
-    head = (first, "recorded", "identical", "left out", "masked fields")
+    head = (first, "recorded", "identical", "masked fields")
     return f"## {title}\n\n" + _table(head, [line for line in lines if line[1]])
 
 
@@ -66,8 +64,6 @@ def render() -> str:
     """The whole page."""
     results = [result for file in FILES for result in replay(file)]
     operations = sorted({result.what for result in results} - set(BY_NAME))
-    reasons = Counter(re.sub(r"^no target type .*", "no such target type", result.skipped) for result in results)
-    del reasons[""]
     masked = Counter(field for result in results for field in _fields(result))
     parts = [
         _INTRODUCTION,
@@ -78,18 +74,14 @@ def render() -> str:
         _section("Other steps", "step", [(op, lambda r, op=op: r.what == op) for op in operations], results),
         _section("Files", "file", [(file, lambda r, file=file: r.file == file) for file in FILES], results),
         "## Masked\n\n" + _table(("field", "steps", "why"), [(f, n, _REASONS[f]) for f, n in sorted(masked.items())]),
-        "## Left out\n\nTarget types that are not there: "
-        + ", ".join(sorted(ABSENT))
-        + ".\n\n"
-        + _table(("why", "steps"), sorted(reasons.items())),
         f"## In all\n\n{_total(results)}\n",
     ]
     return "\n".join(parts)
 
 
 def _total(results: list[Result]) -> str:
-    recorded, identical, left_out, _ = _counts(results)
-    return f"{recorded} steps recorded, {identical} identical, {left_out} left out."
+    recorded, identical, _ = _counts(results)
+    return f"{recorded} steps recorded, {identical} identical."
 
 
 if __name__ == "__main__":

@@ -1,20 +1,18 @@
-"""What a replay of the Linux recordings leaves out or masks, each with its reason."""
+"""What a replay of the Linux recordings masks, each with its reason."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import entry_points
 from typing import Any
 
 from support.linux_vectors import expand
 
 from dmserver.model.dm_dev import DmDev
 from dmserver.model.mapper import Mapper
-from dmserver.targets.registry import GROUP
 
-__all__ = ["ABSENT", "KINDS", "MASKS", "MASK_SEPARATOR", "NOT_LOGGED", "SHELL", "Mask"]
+__all__ = ["KINDS", "MASKS", "MASK_SEPARATOR", "NOT_LOGGED", "SHELL", "Mask"]
 
 Step = dict[str, Any]
 
@@ -24,9 +22,6 @@ KINDS = (
     *("raid", "snapshot", "snapshot-merge", "snapshot-origin", "striped", "switch", "thin", "thin-pool", "unstriped"),
     *("verity", "writecache", "zero", "zoned"),
 )
-
-#: Those that are not installed: steps on a device that was given one are not compared.
-ABSENT = frozenset(KINDS) - entry_points(group=GROUP).names
 
 #: Lines of the kernel log that come with its modules, or only so often (DMWARN_LIMIT).
 NOT_LOGGED = re.compile(r"version [0-9.]+ loaded|Loading target version|repeat_count > 1 is deprecated")

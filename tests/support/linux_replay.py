@@ -1,7 +1,7 @@
 """Replay of the recordings in specs/vectors/linux: the same steps on a fresh device-mapper, and what differs.
 
-`replay(file)` gives one `Result` for each ioctl and each other step that was compared. What is left out or masked is
-in linux_masks.py, each with its reason; specs/fidelity.md counts them.
+`replay(file)` gives one `Result` for each ioctl and each other step that was compared. What is masked is in
+linux_masks.py, each with its reason; specs/fidelity.md counts them.
 """
 
 from __future__ import annotations
@@ -14,14 +14,13 @@ from functools import cache
 from typing import Any
 
 from support.linux_machine import LinuxMachine, Step
-from support.linux_masks import ABSENT, MASK_SEPARATOR, MASKS, NOT_LOGGED, SHELL
+from support.linux_masks import MASK_SEPARATOR, MASKS, NOT_LOGGED, SHELL
 from support.linux_vectors import VECTORS, expand
 
 from dmproto.commands import BY_NAME, Payload
 from dmproto.linux import parse
 from dmproto.records import TargetSpec, TargetVersion
 from dmproto.wire import huge_decode
-from dmserver.io.blockdev import BlockDevice
 from dmserver.model.dm_dev import DmDev
 from dmserver.model.keyring import Keyring
 
@@ -35,19 +34,18 @@ FILES = sorted(path.stem for path in VECTORS.glob("*.jsonl"))
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What became of one step. `what`: the command, or the operation. `skipped`: why it was not compared; `masked`:
-    what was left out of the comparison; `difference`: "" when all else is identical."""
+    """What became of one step. `what`: the command, or the operation. `masked`: what was left out of the comparison;
+    `difference`: "" when all else is identical."""
 
     file: str
     line: int
     what: str
     types: tuple[str, ...] = ()
-    skipped: str = ""
     masked: str = ""
     difference: str = ""
 
     def __str__(self) -> str:
-        return f"{self.file}.jsonl:{self.line} {self.what}: {self.skipped or self.difference or 'identical'}"
+        return f"{self.file}.jsonl:{self.line} {self.what}: {self.difference or 'identical'}"
 
 
 def steps(file: str) -> list[Step]:
@@ -89,8 +87,6 @@ class LinuxReplay:
         self.machine = LinuxMachine()
         self.mapper = self.machine.mapper
         self.work = self.machine.work
-        #: Numbers of devices and disks that an absent target type has to do with.
-        self.tainted: set[str] = set()
         self.in_program = False
         self.kmsg = Stream()
         self.uevents = Stream()
@@ -148,19 +144,13 @@ class LinuxReplay:
     def _program(self, line: int, step: Step) -> Iterator[Result]:
         """What the ioctls log and send is recorded with the program, not with each of them."""
         self.in_program = step["op"] == "run"
-        compared = True
         for ioctl in step.get("ioctls") or ():
-            result = self._compare(line, {"op": "ioctl", "nested": True, "in_program": self.in_program, **ioctl})
-            compared = compared and not result.skipped
-            yield result
+            yield self._compare(line, {"op": "ioctl", "nested": True, "in_program": self.in_program, **ioctl})
         self.work.run()
         self._expect(step)
         difference = self._streams_differ()
         self.in_program = False
-        if not compared:
-            self.kmsg.clear()
-            self.uevents.clear()
-        elif difference:
+        if difference:
             yield Result(self.file, line, step["op"], difference=difference)
 
     def _streams_differ(self) -> str:
@@ -171,20 +161,12 @@ class LinuxReplay:
         what = step.get("cmd") or step["op"]
         if step["op"] == "ioctl" and what not in BY_NAME:
             what = "unknown command"
-        types = _types(step)
-        absent = self._why_absent(step, types)
-        if step["op"] in ("pattern", "zero"):
-            self.tainted.discard(step["dev"])
         masked = self._hidden(step)
         self._find_keys(step)
-        outcome = {} if absent and step["errno"] != "0" else self.machine.do(step)
+        self._modprobe(step)
+        outcome = self.machine.do(step)
         self.work.run()
         self._expect(step)
-        if absent:
-            self._taint(step)
-            self.kmsg.clear()
-            self.uevents.clear()
-            return Result(self.file, line, what, types, skipped=absent)
         recorded = _recorded(step)
         _complete_written(step, outcome, recorded)
         masked = masked or self._mask(step, outcome, recorded)
@@ -193,7 +175,7 @@ class LinuxReplay:
         )
         if "nested" not in step:
             difference += self._streams_differ()
-        return Result(self.file, line, what, types, masked=masked, difference=difference)
+        return Result(self.file, line, what, _types(step), masked=masked, difference=difference)
 
     def _find_keys(self, step: Step) -> None:
         """A table that was taken names keys that were in the machine's keyring; no recording tells more than their
@@ -203,6 +185,12 @@ class LinuxReplay:
             assert isinstance(keyring, Keyring)
             for size, kind, description in _KEY.findall(expand(step["request"])):
                 keyring.setdefault((kind.decode(), description.decode()), bytes(int(size)))
+
+    def _modprobe(self, step: Step) -> None:
+        """A program may have loaded the modules whose types it is told of."""
+        if step.get("cmd") == "LIST_VERSIONS" and step["errno"] == "0" and step.get("in_program"):
+            for name in reversed(_listed(step)):
+                self.machine.registry.get(name)
 
     def _hidden(self, step: Step) -> str:
         """A creation or load that the recording leaves out shows in the uevents of later steps: the disk was there."""
@@ -232,8 +220,6 @@ class LinuxReplay:
                 masked.append(mask.field)
         return MASK_SEPARATOR.join(masked)
 
-    # -- absent target types ----------------------------------------------------------------------------
-
     def _device(self, step: Step) -> DmDev | None:
         if "request" in step:
             buffer = expand(step["request"])
@@ -245,40 +231,6 @@ class LinuxReplay:
         if str(step.get("dev", "")).startswith("253:"):
             return self.mapper.devices.get(int(step["dev"][4:]))
         return None
-
-    def _why_absent(self, step: Step, types: tuple[str, ...]) -> str:
-        """Why a step cannot be compared because of target types that are not there; "" if it can."""
-        self.tainted &= {f"253:{minor}" for minor in self.mapper.devices} | set(self.machine.disks)
-        if absent := sorted(ABSENT.intersection(types)):
-            return f"no target type {absent[0]}"
-        if step.get("cmd") == "GET_TARGET_VERSION" and (name := _requested_name(step)) in ABSENT:
-            return f"no target type {name}"
-        if step.get("cmd") == "LIST_VERSIONS" and step["errno"] == "0":
-            listed = _listed(step)
-            if not ABSENT.isdisjoint(listed):
-                return "lists target types that are not there"
-            if step.get("in_program"):  # which may have run modprobe
-                for name in reversed(listed):
-                    self.machine.registry.get(name)
-        if step.get("cmd") == "REMOVE_ALL" and not self.tainted <= set(self.machine.disks):
-            return "on a device that an absent target type has to do with"
-        device = self._device(step)
-        named = {word for target in step.get("targets") or () for word in target[3].split()}
-        if (device and _number(device) in self.tainted) or step.get("dev") in self.tainted:
-            return "on a device that an absent target type has to do with"
-        if named & self.tainted - set(self.machine.disks):
-            return "stacked on a device that an absent target type has to do with"
-        return ""
-
-    def _taint(self, step: Step) -> None:
-        """What a load names may differ from now on: its device, and the devices that its tables use."""
-        if step.get("cmd") != "TABLE_LOAD":
-            return
-        if step["errno"] == "0" and (device := self._device(step)):
-            self.tainted.add(_number(device))
-            device.has_disk = True
-        for target in step.get("targets") or ():
-            self.tainted.update(word for word in target[3].split() if word in self.machine.disks)
 
     # -- steps ------------------------------------------------------------------------------------------
 
@@ -292,11 +244,6 @@ def _listed(step: Step) -> list[str]:
 def _requested_name(step: Step, at: int = 48) -> str:
     buffer = expand(step["request"])
     return buffer[at : buffer.find(0, at)].decode("utf-8", "surrogateescape")
-
-
-def _number(device: BlockDevice) -> str:
-    major, minor = device.dev
-    return f"{major}:{minor}"
 
 
 def _recorded(step: Step) -> Step:
