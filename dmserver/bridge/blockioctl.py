@@ -23,6 +23,7 @@ __all__ = ["IOCTLS", "BlockIoctl", "BlockIoctls"]
 
 BLOCK_SIZE = 4096
 MAX_SECTORS = 255
+PAGE_SECTORS = 8
 _RANGE = Struct("=QQ")  # bytes: offset, length
 
 
@@ -96,6 +97,11 @@ def _set_read_only(ioctls: BlockIoctls, call: Call, device: BlockDevice) -> int:
     return 0
 
 
+def _set_read_ahead(ioctls: BlockIoctls, call: Call, device: BlockDevice) -> int:
+    device.read_ahead = call.args[2] // PAGE_SECTORS * PAGE_SECTORS
+    return 0
+
+
 def _refuse(number: int) -> Callable[[BlockIoctls, Call, BlockDevice], int]:
     return lambda ioctls, call, device: -number
 
@@ -126,7 +132,7 @@ IOCTLS: dict[int, BlockIoctl] = {
     0x125E: _I(3, "BLKROGET", "1 when read-only", "i", lambda d: int(d.read_only)),
     0x125D: _I(3, "BLKROSET", "sets read-only", act=_set_read_only),
     0x1263: _I(3, "BLKRAGET", "read-ahead in sectors", "Q", read_ahead_sectors),
-    0x1262: _I(3, "BLKRASET", "0", act=_nothing),
+    0x1262: _I(3, "BLKRASET", "sets read-ahead, whole pages, until another table is live", act=_set_read_ahead),
     0x80041284: _I(3, "BLKGETZONESZ", "0: not zoned", "I", lambda d: 0),
     0x80041285: _I(3, "BLKGETNRZONES", "0: not zoned", "I", lambda d: 0),
     0x127B: _I(3, "BLKPBSZGET", "physical block size", "I", lambda d: d.limits.physical_block_size),

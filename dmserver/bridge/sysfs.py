@@ -30,7 +30,9 @@ UNLIMITED = 4294966784  # the largest multiple of 512 in 32 bits
 
 
 def read_ahead_sectors(device: BlockDevice) -> int:
-    """At least twice the optimal I/O size (`blk_apply_bdi_limits`)."""
+    """What a client set, else at least twice the optimal I/O size (`disk_update_readahead`)."""
+    if device.read_ahead is not None:
+        return device.read_ahead
     return max(READ_AHEAD_SECTORS, device.limits.io_opt * 2 // 512)
 
 

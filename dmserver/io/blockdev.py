@@ -36,6 +36,8 @@ class BlockDevice(ABC):
     request_based: bool = False
     #: What the device can do and prefers; targets stack theirs on top.
     limits: QueueLimits
+    #: Sectors, once a client set them.
+    read_ahead: int | None = None
 
     def __init__(self, path: str, dev: Dev) -> None:
         self.path = path

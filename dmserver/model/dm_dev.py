@@ -95,6 +95,7 @@ class DmDev(BlockDevice):
         if self.live:
             self.read_only = self.live.read_only
             self.limits = self.live.limits()
+            self.read_ahead = None  # `disk_update_readahead`
             if old_size != self.live.size:
                 self.geometry = (0, 0, 0, 0)
         return old

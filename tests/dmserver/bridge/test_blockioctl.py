@@ -115,6 +115,13 @@ def test_read_only_is_seen_everywhere(machine: PrivateServer) -> None:
     assert machine.run("sh", "-c", script).stdout.split()[::3] == ["1", "0"]
 
 
+def test_read_ahead_holds_until_another_table_is_live(machine: PrivateServer) -> None:
+    script = """show() { echo $(blockdev --getra /dev/dm-0; cat /sys/block/dm-0/bdi/read_ahead_kb); }
+    blockdev --setra 1029 /dev/mapper/lin; show; dmsetup suspend lin; dmsetup resume lin; show
+    dmsetup load lin --table '0 2048 linear /dev/ram0 0'; show; dmsetup resume lin; show; blockdev --getra /dev/ram0"""
+    assert machine.run("sh", "-c", script).stdout.splitlines() == ["1024 512"] * 3 + ["256 128", "256"]
+
+
 def test_geometry(machine: PrivateServer) -> None:
     machine.run("dmsetup", "setgeometry", "lin", "64", "8", "8", "0")
     assert ask(machine, ("/dev/dm-0", NUMBERS["HDIO_GETGEO"], "BBH4xQ", (0, 0, 0, 0)))[0][:2] == [0, [8, 8, 64, 0]]
