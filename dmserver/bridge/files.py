@@ -190,7 +190,7 @@ class Files:
     def xattr(self, call: Call) -> int | Outcome:
         """getxattr, listxattr and their l forms: the namespace has none."""
         place = self.paths.lookup(call.caller, AT_FDCWD, call.string(0), follow=not call.name.startswith("l"))
-        if place is None or place.node is None:
+        if place is None or (place.node is None and not place.ours):
             return CONTINUE
         if isinstance(place.node, Absent):
             return -errno.ENOENT

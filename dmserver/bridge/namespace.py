@@ -27,6 +27,9 @@ __all__ = ["CONTROL", "CONTROL_DEV", "LOOP_CONTROL_DEV", "PATHS", "Namespace", "
 CONTROL_DEV, LOOP_CONTROL_DEV = (10, 236), (10, 237)
 DISK_GROUP = 6
 
+#: Modules of a cache's policies: here they are in the module of the target.
+POLICIES = {"dm-cache-smq": "dm-cache"}
+
 #: Directories under /dev that stay the kernel's.
 NATIVE_DEV = (b"/dev/shm", b"/dev/pts", b"/dev/mqueue", b"/dev/hugepages", b"/dev/fd")
 
@@ -308,9 +311,18 @@ def _bdi_dir(space: Namespace, name: bytes) -> Node | None:
 def _module(space: Namespace, name: bytes) -> Dir | None:
     """LVM looks here before it runs modprobe, and wants the type in LIST_VERSIONS afterwards."""
     module = os.fsdecode(name).replace("_", "-")
-    if module == "dm-cache-smq":  # the policy; here it is in the module of the target
-        module = "dm-cache"
+    module = POLICIES.get(module, module)
     return Dir(dict) if module.startswith("dm-") and space.devices.registry.modprobe(module) else None
+
+
+def _modprobe_d(space: Namespace, name: bytes) -> Dir:
+    """modprobe(8) runs the command that is there for a module, and that looks into /sys/module."""
+
+    def configuration() -> bytes:
+        modules = sorted({*space.devices.registry.modules(), *POLICIES})
+        return "".join(f"install {m} test -d /sys/module/{m.replace('-', '_')}\n" for m in modules).encode()
+
+    return Dir(lambda: {b"dmserver.conf": File(configuration)}, overlay=True)
 
 
 # -- /proc --------------------------------------------------------------------------------------------------
@@ -390,6 +402,7 @@ PATHS: tuple[PathRule, ...] = (
     PathRule(5, "/run/dmeventd-server", "a private file", _private_file),
     PathRule(5, "/run/dmeventd.pid", "a private file", _private_file),
     PathRule(7, "/sys/module/*", "directory of a target type's module, which is loaded by the look", _module),
+    PathRule(7, "/run/modprobe.d", "the kernel's directory with a file for these modules", _modprobe_d),
     PathRule(8, "/sys/block", "the kernel's directory, mapped devices ours", _links("../devices/virtual/block/")),
     PathRule(8, "/sys/block/*", "link to the device's directory", _name("../devices/virtual/block/")),
     PathRule(8, "/sys/class/block", "likewise", _links("../../devices/virtual/block/")),

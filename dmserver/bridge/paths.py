@@ -99,7 +99,7 @@ class Paths:
         while names:
             name = names.popleft()
             if name == b"..":
-                ours = ours or _is_only_ours(node)
+                ours = ours or _is_only_ours(node, caller.root + at)
                 at = at.rpartition(b"/")[0]
                 node = self.space.find(at) if at else None
                 continue
@@ -132,8 +132,8 @@ def _names(path: bytes) -> list[bytes]:
     return [name for name in path.split(b"/") if name not in (b"", b".")]
 
 
-def _is_only_ours(node: Node | None) -> bool:
-    return node is not None and not (isinstance(node, Dir) and node.overlay)
+def _is_only_ours(node: Node | None, real: bytes) -> bool:
+    return node is not None and not (isinstance(node, Dir) and node.overlay and os.path.isdir(real))
 
 
 def _kernel_link(caller: Caller, path: bytes) -> bytes | None:

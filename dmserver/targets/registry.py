@@ -62,6 +62,11 @@ class TargetRegistry:
             self.register(kind)
         return any(_module(kind) == module for kind in self._loaded.values())
 
+    def modules(self) -> set[str]:
+        """The modules that there are, loaded or not."""
+        self._look()
+        return {*self._modules, *(_module(kind) for kind in self._loaded.values())}
+
     def __iter__(self) -> Iterator[type[Target]]:
         self._look()
         return iter(reversed(self._loaded.values()))

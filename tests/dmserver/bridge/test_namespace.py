@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -121,6 +122,19 @@ for flags in (1, 2, 0):
     print(libc.renameat2(-100, b"/etc/lvm/archive/a", -100, b"/etc/lvm/archive/b", flags), ctypes.get_errno())
 print(os.listdir("/etc/lvm/archive"), open("b").read())
 """
+
+
+def test_what_lies_above_a_directory_that_only_the_bridge_has(machine: PrivateServer) -> None:
+    assert sh(machine, "ls -la /run/modprobe.d >/dev/null && ls -d /run/modprobe.d/../lock") == (
+        "/run/modprobe.d/../lock\n"
+    )
+
+
+@pytest.mark.skipif(not shutil.which("modprobe"), reason="modprobe is not installed")
+def test_modules_can_be_loaded(machine: PrivateServer) -> None:
+    script = """modprobe dm-thin-pool; modprobe dm_cache_smq; modprobe dm-mod; modprobe dm-none || echo none
+    dmsetup targets | cut -d' ' -f1 | head -3"""
+    assert sh(machine, script).split() == ["none", "cache", "thin-pool", "thin"]
 
 
 def test_files_of_the_run_are_renamed_and_dated(machine: PrivateServer) -> None:
