@@ -22,6 +22,7 @@ import os
 from collections.abc import Callable
 from struct import Struct
 
+from dmproto.wire import SECTOR_SIZE
 from dmserver.io.blockdev import BlockDevice
 from dmserver.io.disk import Disk
 from dmserver.io.disks import LOOP_MAJOR
@@ -32,6 +33,7 @@ from .syscalls import machine
 
 __all__ = ["CONTROL_IOCTLS", "LOOP_IOCTLS", "Loops"]
 
+PAGE_SIZE = 4096
 LO_FLAGS_READ_ONLY, LO_FLAGS_AUTOCLEAR = 1, 4
 _INFO = Struct("=5Q4I64s64s32s16x")
 # struct loop_info: lo_number, lo_device, lo_inode, lo_rdevice, lo_offset, encryption (2), lo_flags, lo_name ...
@@ -60,11 +62,16 @@ class LoopDevice(Disk):
         self.backing, self.fd, self.read_only = backing, fd, read_only
         self._size = self._measure()
 
+    def detach(self) -> None:
+        """Stand on the empty file again."""
+        self.bind(self.empty)
+        _set_block_size(self, SECTOR_SIZE)
+
     def last_close(self) -> None:
         super().last_close()
         if self.autoclear:
             self.autoclear = False
-            self.bind(self.empty)
+            self.detach()
 
 
 class Loops:
@@ -99,22 +106,25 @@ class Loops:
             number += 1
 
     def set_fd(self, call: Call, device: Disk) -> int:
-        return self._bind(call, device, call.args[2] & 0xFFFFFFFF, read_only=False)
+        return self._bind(call, device, call.args[2] & 0xFFFFFFFF, SECTOR_SIZE, read_only=False)
 
     def configure(self, call: Call, device: Disk) -> int:
         data = call.caller.read_exactly(call.args[2], _CONFIG_HEAD.size + _INFO.size)
-        fd, _ = _CONFIG_HEAD.unpack_from(data)
+        fd, block_size = _CONFIG_HEAD.unpack_from(data)
         _, _, _, offset, limit, _, _, _, flags, *_ = _INFO.unpack_from(data, _CONFIG_HEAD.size)
         if offset or limit:
             return -errno.EINVAL
-        result = self._bind(call, device, fd, read_only=bool(flags & LO_FLAGS_READ_ONLY))
+        read_only = bool(flags & LO_FLAGS_READ_ONLY)
+        result = self._bind(call, device, fd, block_size or SECTOR_SIZE, read_only=read_only)
         if not result and isinstance(device, LoopDevice):
             device.autoclear = bool(flags & LO_FLAGS_AUTOCLEAR)
         return result
 
-    def _bind(self, call: Call, device: Disk, fd: int, *, read_only: bool) -> int:
+    def _bind(self, call: Call, device: Disk, fd: int, block_size: int, *, read_only: bool) -> int:
         if not isinstance(device, LoopDevice) or device.bound:
             return -errno.EBUSY
+        if not _is_block_size(block_size):
+            return -errno.EINVAL
         backing = call.caller.link(f"fd/{fd}")
         ours = call.caller.borrow(fd)
         try:
@@ -122,6 +132,7 @@ class Loops:
         finally:
             os.close(ours)
         device.bind(os.fsdecode(backing), read_only=read_only or not writable)
+        _set_block_size(device, block_size)
         return 0
 
     def clear(self, call: Call, device: Disk) -> int:
@@ -130,7 +141,7 @@ class Loops:
             return -errno.ENXIO
         device.autoclear = device.openers > 1
         if not device.autoclear:
-            device.bind(device.empty)
+            device.detach()
         return 0
 
     def set_status64(self, call: Call, device: Disk) -> int:
@@ -172,8 +183,26 @@ class Loops:
         device.bind(device.backing, read_only=device.read_only)
         return 0
 
+    def set_block_size(self, call: Call, device: Disk) -> int:
+        if isinstance(device, LoopDevice) and not device.bound:
+            return -errno.ENXIO
+        if not _is_block_size(call.args[2]):
+            return -errno.EINVAL
+        _set_block_size(device, call.args[2])
+        return 0
+
     def nothing(self, call: Call, device: Disk) -> int:
         return 0
+
+
+def _is_block_size(size: int) -> bool:
+    """A power of two up to a page (`blk_validate_block_size`)."""
+    return SECTOR_SIZE <= size <= PAGE_SIZE and not size & size - 1
+
+
+def _set_block_size(device: Disk, size: int) -> None:
+    limits = device.limits
+    limits.logical_block_size = limits.physical_block_size = limits.io_min = size
 
 
 #: Number: (name, handler).
@@ -188,6 +217,6 @@ LOOP_IOCTLS: dict[int, tuple[str, Callable[[Loops, Call, Disk], int]]] = {
     0x4C05: ("LOOP_GET_STATUS64", Loops.get_status64),
     0x4C07: ("LOOP_SET_CAPACITY", Loops.set_capacity),
     0x4C08: ("LOOP_SET_DIRECT_IO", Loops.nothing),
-    0x4C09: ("LOOP_SET_BLOCK_SIZE", Loops.nothing),
+    0x4C09: ("LOOP_SET_BLOCK_SIZE", Loops.set_block_size),
     0x4C0A: ("LOOP_CONFIGURE", Loops.configure),
 }

@@ -43,6 +43,17 @@ def test_refusals(dm_run: Run, image: Path) -> None:
     assert done.stderr.count("losetup:") >= 2
 
 
+@needs("losetup")
+def test_block_sizes(dm_run: Run, image: Path) -> None:
+    script = """sizes() { blockdev --getss --getpbsz --getiomin $loop; }
+    loop=$(losetup -f --show -b 4096 disk.img); sizes
+    dmsetup create vol --table "0 8 linear $loop 0"; blockdev --getss /dev/mapper/vol; dmsetup remove vol
+    losetup -b 1024 $loop; sizes; losetup -b 1536 $loop || sizes; losetup -b 8192 $loop || losetup -d $loop
+    losetup $loop disk.img; sizes"""
+    done = dm_run("sh", "-c", script, cwd=image.parent)
+    assert done.stdout.split() == ["4096"] * 4 + ["1024"] * 6 + ["512"] * 3
+
+
 @needs("kpartx")
 @needs("sfdisk")
 def test_partitions_of_a_file(dm_run: Run, image: Path) -> None:
