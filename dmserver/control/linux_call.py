@@ -15,7 +15,7 @@ from struct import Struct
 from typing import TYPE_CHECKING
 
 from dmproto.flags import DmFlag
-from dmproto.wire import DATA_OFFSET, DM_NAME_LEN, DM_UUID_LEN, HEADER_SIZE, MAX_DATA_SIZE, huge_decode
+from dmproto.wire import DATA_OFFSET, DM_NAME_LEN, DM_UUID_LEN, HEADER_SIZE, MAX_DATA_SIZE, huge_decode, to_text
 
 from .session import Session
 
@@ -136,7 +136,7 @@ class Call:
         """The device that the request names, its name and uuid written into the reply. ENXIO when there is none."""
         device = self._lookup()
         if device is None:
-            raise Refusal(errno.ENXIO)
+            raise Refusal(errno.ENXIO, self._contradiction())
         buffer, name, uuid = self.buffer, device.name_bytes, device.uuid_bytes
         if not buffer[_NAME]:
             buffer[_NAME : _NAME + len(name) + 1] = name + b"\0"
@@ -158,6 +158,13 @@ class Call:
             return None if self.dev else mapper.names.get(request[_NAME : _UUID - 1 if end < 0 else end])
         major, minor = huge_decode(self.dev)
         return mapper.devices.get(minor) if self.dev and major == mapper.major else None
+
+    def _contradiction(self) -> str:
+        """The complaint about a request that tells a device by its number and by something else, too; else ""."""
+        if not self.dev or not (self.request[_UUID] or self.request[_NAME]):
+            return ""
+        uuid = f"uuid {to_text(self.uuid)}, " if self.request[_UUID] else ""
+        return f"Invalid ioctl structure: {uuid}name {to_text(self.name)}, dev {self.dev:x}"
 
     def status(self, device: DmDev) -> None:
         """Fill in the status fields."""

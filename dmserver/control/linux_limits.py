@@ -77,18 +77,21 @@ def _area_fits(target: Target, bdev: BlockDevice, start: int, length: int, limit
 def _lines_up(table: DmTable, block: int) -> bool:
     """validate_hardware_logical_block_alignment(): a block of `block` sectors that spans targets must suit them all.
     It looks at the devices' limits once more, and what they log is logged once more."""
-    line = start = remaining = 0
-    for line, target in enumerate(table.targets):  # noqa: B007  # the last one is told about
+    start = remaining = 0
+    for line, target in enumerate(table.targets):
         own = _device_limits(target).logical_block_size // SECTOR_SIZE
         if remaining < target.len and remaining % own:
-            break
+            return _misfit(target, line, block)
         start = (start + target.len) % block
         remaining = block - start if start else 0
-    if not remaining:
-        return True
+    return not remaining or _misfit(table.targets[-1], len(table.targets), block)
+
+
+def _misfit(target: Target, line: int, block: int) -> bool:
+    """Tell of a target that does not line up; False."""
     _log(
-        table.targets[line],
-        f"table line {line} (start sect {table.targets[line].begin} len {table.targets[line].len}) "
+        target,
+        f"table line {line} (start sect {target.begin} len {target.len}) "
         f"not aligned to h/w logical block size {block * SECTOR_SIZE}",
     )
     return False

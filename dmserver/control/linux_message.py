@@ -56,9 +56,6 @@ def _core_message(call: Call, device: DmDev, argv: list[str]) -> str | None:
             raise Refusal(errno.EINVAL, "Invalid arguments for @cancel_deferred_remove")
         device.deferred_remove = False
         return None
-    if device.has_disk and device.request_based:
-        call.control.complain("stats: Statistics are only supported for bio-based devices")
-        raise Refusal(errno.EOPNOTSUPP)
     handler = STATS_MESSAGES.get(argv[0].lower())
     if handler is not None:
         try:

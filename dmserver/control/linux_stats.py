@@ -18,9 +18,10 @@ from .linux_call import Refusal
 
 __all__ = ["STATS_MESSAGES"]
 
-#: What one region may have at most (`DM_STAT_MAX_ENTRIES`, `DM_STAT_MAX_HISTOGRAM_ENTRIES`).
-MAX_AREAS = 8388608
-MAX_HISTOGRAM_ENTRIES = 134217728
+#: Bytes of an area (`struct dm_stat_shared`) and of a class of its histogram, and what a region may take at most; in
+#: the kernel that is a quarter of the machine's memory.
+AREA_SIZE, CLASS_SIZE = 120, 8
+MAX_MEMORY = 1 << 30
 
 INT_MAX = 0x7FFFFFFF
 ULONG_MAX = 0xFFFFFFFFFFFFFFFF
@@ -43,14 +44,20 @@ def _create(device: DmDev, argv: Sequence[str], room: int) -> str:
         raise ValueError(f"unexpected {words[0]!r}")
     if len(str(INT_MAX)) + 1 >= room:
         return " " * room  # it must be sure that the reply with the id fits
-    areas = -(-(end - start) // step)
-    if areas > MAX_AREAS or areas * (len(boundaries) + 1) > MAX_HISTOGRAM_ENTRIES:
-        raise Refusal(errno.EOVERFLOW)
+    _check_size(-(-(end - start) // step), len(boundaries) + 1)
     region = device.count_io().create(
         start, end, step, precise=precise, boundaries=boundaries, program_id=program_id, aux_data=aux_data
     )
     device.io.table_changed()
     return str(region.id)
+
+
+def _check_size(areas: int, classes: int) -> None:
+    sizes = areas * AREA_SIZE, areas * classes * CLASS_SIZE
+    if max(sizes) > ULONG_MAX:
+        raise Refusal(errno.EOVERFLOW)
+    if sum(sizes) > MAX_MEMORY:
+        raise Refusal(errno.ENOMEM)
 
 
 def _range(text: str, size: int) -> tuple[int, int]:

@@ -25,6 +25,9 @@ MAX_SECTORS = (1 << 54) - 1
 _SPEC = Struct("<QQiI")  # sector_start, length, status, next; target_type[16] follows
 _SPEC_SIZE = 40
 
+#: The kernel's names of errnos, where one has two.
+_SYMBOLS = {**errno.errorcode, errno.EOPNOTSUPP: "EOPNOTSUPP"}
+
 #: `enum dm_queue_mode`.
 _BIO_BASED, _REQUEST_BASED = 1, 2
 
@@ -81,8 +84,9 @@ def _add_target(call: Call, table: DmTable, kind: str, start: int, length: int, 
         target_type = _admit(call, table, kind, start, length)
         table.add_target(target_type, start, length, split_args(params))
     except TargetError as failure:
-        name = errno.errorcode.get(failure.errno, str(failure.errno))
-        call.control.complain(f"table: {table.device.dev[0]}:{table.device.minor}: {kind}: {failure} (-{name})")
+        name = _SYMBOLS.get(failure.errno, str(failure.errno))
+        words = failure.message or "Unknown error"
+        call.control.complain(f"table: {table.device.dev[0]}:{table.device.minor}: {kind}: {words} (-{name})")
         raise Refusal(failure.errno, "error adding target to table") from failure
 
 
@@ -121,13 +125,15 @@ def _admit_type(table: DmTable, target_type: type[Target], first: type[Target] |
 
 def _check_type(call: Call, device: DmDev, table: DmTable) -> None:
     """dm_table_determine_type(), and what table_load() asks of a table that is to replace another."""
-    wildcard = all(TargetFeature.WILDCARD in target.features for target in table.targets)
-    as_before = wildcard and device.has_disk and device.request_based
+    wildcards = [TargetFeature.WILDCARD in target.features for target in table.targets]
+    as_before = all(wildcards) and device.has_disk and device.request_based
     request_based = as_before or any(target.request_based for target in table.targets)
     if request_based:
         _check_request_based(call, table)
+    if not table.pdevs and device.live:
+        request_based = request_based and device.request_based
     fixed, new = (_immutable(each) for each in (device.live, table))
-    if fixed and fixed is not new and not wildcard:
+    if fixed and fixed is not new and not any(wildcards):
         raise Refusal(errno.EINVAL, f"can't replace immutable target type {fixed.name}")
     if device.has_disk and device.request_based != request_based:
         old_type, new_type = (_REQUEST_BASED if each else _BIO_BASED for each in (device.request_based, request_based))

@@ -114,8 +114,8 @@ class DmTable:
         return limits
 
     def destroy(self) -> None:
-        """Destroy the targets, last first, and give back every reference (`dm_table_destroy`)."""
-        for target in reversed(self.targets):
+        """Destroy the targets and give back every reference (`dm_table_destroy`)."""
+        for target in self.targets:
             target.dtr()
         for pdev, count in list(self.pdevs.items()):
             for _ in range(count):

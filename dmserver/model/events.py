@@ -7,6 +7,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
 
+from dmproto.wire import to_bytes
+
 __all__ = ["Events", "Uevent"]
 
 #: Lines of the log that are kept.
@@ -55,7 +57,9 @@ class Events:
         self.uevent(Uevent(action, path, env))
 
     def log(self, line: str) -> None:
-        """A line as the kernel would log it."""
+        """A line as the kernel would log it; of what is no printable ASCII only the codes, as /dev/kmsg shows it."""
+        if not (line.isascii() and line.isprintable()) or "\\" in line:
+            line = "".join(_printable(byte) for byte in to_bytes(line))
         self.lines.append(line)
         for sink in tuple(self._log_sinks):
             sink(line)
@@ -74,3 +78,7 @@ class Events:
         """Call `sink` with each line; returns the function that ends it."""
         self._log_sinks.append(sink)
         return lambda: self._log_sinks.remove(sink)
+
+
+def _printable(byte: int) -> str:
+    return f"\\x{byte:02x}" if byte < 0x20 or byte > 0x7E or byte == ord("\\") else chr(byte)

@@ -17,7 +17,7 @@ from dmserver.control.linux_resolver import LinuxResolver
 from dmserver.control.session import Session
 from dmserver.io.bio import Bio, Op
 from dmserver.model.dm_dev import DmDev
-from dmserver.model.dm_target import Target, TargetFeature
+from dmserver.model.dm_target import Target
 
 LINEAR = (TargetSpec(start=0, length=64, type="linear", params="1:0 0"),)
 ZERO = (TargetSpec(start=0, length=64, type="zero"),)
@@ -86,6 +86,25 @@ def test_very_long_numbers_are_numbers(client: LinuxClient) -> None:
     ):
         table = (TargetSpec(start=0, length=8, type="linear", params=f"{path} 0"),)
         assert client.fails("TABLE_LOAD", table, name="d") == number
+
+
+def test_a_device_is_told_by_one_thing(client: LinuxClient) -> None:
+    client.ok("DEV_CREATE", name="d", uuid="u")
+    for header, complaint in (
+        ({"name": "d", "dev": 0xFD00}, "name d, dev fd00"),
+        ({"uuid": "u", "dev": 0x1_0000_FD00}, "uuid u, name , dev 10000fd00"),
+    ):
+        assert client.fails("DEV_STATUS", **header) == errno.ENXIO
+        assert client.mapper.events.lines[-1] == f"device-mapper: ioctl: Invalid ioctl structure: {complaint}"
+    told = len(client.mapper.events.lines)
+    assert client.fails("DEV_STATUS") == client.fails("DEV_STATUS", name="e") == errno.ENXIO
+    assert len(client.mapper.events.lines) == told
+
+
+def test_the_log_shows_the_codes_of_what_cannot_be_printed(client: LinuxClient) -> None:
+    assert client.fails("DEV_RENAME", "\\", name="\u00e9\n\udcff") == errno.ENXIO
+    complaint = r"Unable to rename non-existent device, \xc3\xa9\x0a\xff to \x5c"
+    assert client.mapper.events.lines[-1] == f"device-mapper: ioctl: {complaint}"
 
 
 # -- parked commands ----------------------------------------------------------------------------------------
@@ -209,6 +228,27 @@ def test_swapping_waits_too_and_then_goes_on(client: LinuxClient, held: Holder) 
     assert client.ok("TABLE_STATUS", name="d").payload == (TargetSpec(start=0, length=64, type="zero"),)
 
 
+def _message(client: LinuxClient, text: str) -> Any:
+    return client.ok("TARGET_MSG", TargetMessage(sector=0, message=text), name="d").payload
+
+
+def test_statistics_count_and_time_what_a_target_holds(client: LinuxClient, held: Holder) -> None:
+    held.held.pop().endio()
+    assert _message(client, "@stats_create 0+16 8 2 precise_timestamps histogram:1000000000 prog aux") == "0"
+    device = client.mapper.by_name("d")
+    assert device
+    device.submit_bio(Bio(Op.WRITE, 6, 4, memoryview(bytes(2048)), bdev=device))
+    client.mapper.work.advance(2)
+    busy = "0+8 0 0 0 0 0 0 0 0 1 2000000000 2000000000 0 2000000000 0:0\n"
+    assert str(_message(client, "@stats_print 0 0 1")) == busy
+    held.held.pop().endio()
+    first = "0+8 0 0 0 0 1 0 2 2000000000 0 2000000000 2000000000 0 2000000000 0:1\n"
+    second = "8+8 0 0 0 0 1 0 2 2000000000 0 2000000000 2000000000 0 2000000000 0:1\n"
+    assert _message(client, "@stats_print_clear 0") == first + second
+    assert _message(client, "@stats_print 0 - 1") == "0+8 0 0 0 0 0 0 0 0 0 0 0 0 0 0:0\n"
+    assert _message(client, "@stats_list prog") == "0: 0+16 8 prog aux precise_timestamps histogram:1000000000\n"
+
+
 # -- devices that tables name -------------------------------------------------------------------------------
 
 
@@ -254,198 +294,6 @@ def test_a_table_may_not_stack_a_device_on_itself_by_its_first_table(client: Lin
     client.ok("DEV_CREATE", name="d")
     own = (TargetSpec(start=0, length=64, type="linear", params="253:0 0"),)
     assert client.fails("TABLE_LOAD", own, name="d") == errno.ENXIO
-
-
-# -- rules between target types -----------------------------------------------------------------------------
-
-
-def _kind(type_name: str, type_features: TargetFeature) -> type[Target]:
-    return type(type_name, (Target,), {"name": type_name, "version": (1, 0, 0), "features": type_features})
-
-
-@pytest.mark.parametrize(
-    ("types", "read_only", "complaint"),
-    [
-        (["single", "zero"], False, "table: 253:0: target type single must appear alone in table"),
-        (["zero", "single"], False, "table: 253:0: single: singleton target type must appear alone in table (-EINVAL)"),
-        (
-            ["fixed", "zero"],
-            False,
-            "table: 253:0: zero: immutable target type cannot be mixed with other target types (-EINVAL)",
-        ),
-        (
-            ["zero", "fixed"],
-            False,
-            "table: 253:0: fixed: immutable target type cannot be mixed with other target types (-EINVAL)",
-        ),
-        (["writer"], True, "table: 253:0: writer: target type may not be included in a read-only table (-EINVAL)"),
-    ],
-)
-def test_types_that_do_not_go_together(client: LinuxClient, types: list[str], read_only: bool, complaint: str) -> None:
-    for name, features in FEATURES.items():
-        client.control.registry.register(_kind(name, features))
-    client.ok("DEV_CREATE", name="d")
-    table = tuple(TargetSpec(start=8 * at, length=8, type=name) for at, name in enumerate(types))
-    assert client.fails("TABLE_LOAD", table, name="d", flags=DmFlag.READONLY * read_only) == errno.EINVAL
-    assert f"device-mapper: {complaint}" in client.mapper.events.lines
-
-
-FEATURES = {
-    "single": TargetFeature.SINGLETON,
-    "fixed": TargetFeature.IMMUTABLE,
-    "writer": TargetFeature.ALWAYS_WRITEABLE,
-}
-
-
-@pytest.mark.parametrize(
-    ("live", "new", "complaint"),
-    [
-        ("fixed", "zero", "can't replace immutable target type fixed"),
-        ("fixed", "fixed", ""),
-        ("fixed", "error", ""),
-        ("zero", "error", ""),
-    ],
-)
-def test_what_may_replace_a_live_table(client: LinuxClient, live: str, new: str, complaint: str) -> None:
-    for name, features in FEATURES.items():
-        client.control.registry.register(_kind(name, features))
-    client.device("d", (TargetSpec(start=0, length=8, type=live),))
-    table = (TargetSpec(start=0, length=8, type=new),)
-    if not complaint:
-        client.ok("TABLE_LOAD", table, name="d")
-        return
-    assert client.fails("TABLE_LOAD", table, name="d") == errno.EINVAL
-    assert client.mapper.events.lines[-1] == f"device-mapper: ioctl: {complaint}"
-
-
-@pytest.fixture
-def request_based(client: LinuxClient) -> LinuxClient:
-    """With a device `d` that a request-based table made so."""
-    disk = client.mapper.by_dev((1, 0))
-    assert disk
-    disk.request_based = True
-    client.device("d", (TargetSpec(start=0, length=8, type="multipath", params="0 0 1 1 round-robin 0 1 0 1:0"),))
-    return client
-
-
-def test_error_is_of_the_type_that_the_device_has(request_based: LinuxClient) -> None:
-    client = request_based
-    client.ok("TABLE_LOAD", (TargetSpec(start=0, length=8, type="error"),), name="d")
-    client.ok("DEV_SUSPEND", name="d")
-    two = tuple(TargetSpec(start=at, length=8, type="error") for at in (0, 8))
-    assert client.fails("TABLE_LOAD", two, name="d") == errno.EINVAL
-    assert list(client.mapper.events.lines)[-2:] == [
-        "device-mapper: table: request-based DM doesn't support multiple targets",
-        "device-mapper: table: unable to determine table type",
-    ]
-    assert client.fails("TABLE_LOAD", (TargetSpec(start=0, length=8, type="zero"),), name="d") == errno.EINVAL
-    assert client.mapper.events.lines[-1] == (
-        "device-mapper: ioctl: can't change device type (old=2 vs new=1) after initial table load."
-    )
-
-
-def test_request_based_devices_have_no_statistics(request_based: LinuxClient) -> None:
-    for text in ("@stats_list", "@nonsense"):
-        message = TargetMessage(sector=0, message=text)
-        assert request_based.fails("TARGET_MSG", message, name="d") == errno.EOPNOTSUPP
-    request_based.ok("TARGET_MSG", TargetMessage(sector=0, message="@cancel_deferred_remove"), name="d")
-
-
-def test_blocks_of_4096_bytes_must_line_up(client: LinuxClient) -> None:
-    disk = client.mapper.disks.by_dev((1, 1))
-    assert disk
-    disk.limits.logical_block_size = disk.limits.physical_block_size = disk.limits.io_min = 4096
-    client.ok("DEV_CREATE", name="d")
-    for params, length, complaint in (
-        ("1:1 4", 8, "start=4 not aligned to h/w logical block size 4096 of ram1"),
-        ("1:1 0", 12, "len=12 not aligned to h/w logical block size 4096 of ram1"),
-        ("1:1 16380", 8, "ram1 too small for target: start=16380, len=8, dev_size=16384"),
-    ):
-        table = (TargetSpec(start=0, length=length, type="linear", params=params),)
-        assert client.fails("TABLE_LOAD", table, name="d") == errno.EINVAL
-        assert f"device-mapper: table: 253:0: {complaint}" in client.mapper.events.lines
-    shifted = (TargetSpec(start=0, length=4, type="zero"), TargetSpec(start=4, length=8, type="linear", params="1:1 0"))
-    assert client.fails("TABLE_LOAD", shifted, name="d") == errno.EINVAL
-    complaint = "table line 1 (start sect 4 len 8) not aligned to h/w logical block size 4096"
-    assert f"device-mapper: table: 253:0: {complaint}" in client.mapper.events.lines
-
-
-# -- statistics ---------------------------------------------------------------------------------------------
-
-
-def _message(client: LinuxClient, text: str) -> Any:
-    return client.ok("TARGET_MSG", TargetMessage(sector=0, message=text), name="d").payload
-
-
-def test_statistics_count_and_time_what_a_target_holds(client: LinuxClient, held: Holder) -> None:
-    held.held.pop().endio()
-    assert _message(client, "@stats_create 0+16 8 2 precise_timestamps histogram:1000000000 prog aux") == "0"
-    device = client.mapper.by_name("d")
-    assert device
-    device.submit_bio(Bio(Op.WRITE, 6, 4, memoryview(bytes(2048)), bdev=device))
-    client.mapper.work.advance(2)
-    busy = "0+8 0 0 0 0 0 0 0 0 1 2000000000 2000000000 0 2000000000 0:0\n"
-    assert str(_message(client, "@stats_print 0 0 1")) == busy
-    held.held.pop().endio()
-    first = "0+8 0 0 0 0 1 0 2 2000000000 0 2000000000 2000000000 0 2000000000 0:1\n"
-    second = "8+8 0 0 0 0 1 0 2 2000000000 0 2000000000 2000000000 0 2000000000 0:1\n"
-    assert _message(client, "@stats_print_clear 0") == first + second
-    assert _message(client, "@stats_print 0 - 1") == "0+8 0 0 0 0 0 0 0 0 0 0 0 0 0 0:0\n"
-    assert _message(client, "@stats_list prog") == "0: 0+16 8 prog aux precise_timestamps histogram:1000000000\n"
-
-
-@pytest.mark.parametrize(
-    "words",
-    [
-        "0+0 8",
-        "8 8",
-        "0+8 8 1",
-        "0+8 8 1 bogus",
-        "0+8 8 1 histogram:",
-        "0+8 8 1 histogram:2,2",
-        "0+8 8 2 histogram:1 histogram:2",
-        "0+8 8 prog aux more",
-        "18446744073709551615+8 1",
-    ],
-)
-def test_malformed_regions_are_refused(client: LinuxClient, words: str) -> None:
-    client.device("d", ZERO)
-    message = TargetMessage(sector=0, message=f"@stats_create {words}")
-    assert client.fails("TARGET_MSG", message, name="d") == errno.EINVAL
-    assert client.mapper.events.lines[-1] == "device-mapper: stats: Invalid parameters for message @stats_create"
-
-
-@pytest.mark.parametrize("words", ["0+8388609 1", "0+8388608 1 1 histogram:1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16"])
-def test_too_many_areas_are_refused(client: LinuxClient, words: str) -> None:
-    client.device("d", ZERO)
-    message = TargetMessage(sector=0, message=f"@stats_create {words}")
-    assert client.fails("TARGET_MSG", message, name="d") == errno.EOVERFLOW
-
-
-def test_the_last_area_is_printed_with_the_whole_step(client: LinuxClient) -> None:
-    client.device("d", ZERO)
-    assert _message(client, "@stats_create 4+20 16") == "0"
-    assert [line.split()[0] for line in _message(client, "@stats_print 0").splitlines()] == ["4+16", "20+16"]
-
-
-def test_an_answer_without_words_is_what_the_request_holds_there(client: LinuxClient) -> None:
-    client.device("d", ZERO)
-    reply = client.ok("TARGET_MSG", TargetMessage(sector=0x414243, message="@stats_list"), name="d")
-    assert reply.payload == "CBA"
-
-
-@pytest.mark.parametrize("words", ["-0", "4294967296", "-4294967296"])
-def test_ids_wrap_at_32_bits(client: LinuxClient, words: str) -> None:
-    client.device("d", ZERO)
-    _message(client, "@stats_create - 64")
-    assert str(_message(client, f"@stats_print {words}")).startswith("0+64 ")
-
-
-@pytest.mark.parametrize("message", ["set_region_mappings 0:0", "@cancel_deferred_remove", "@stats_list"])
-def test_every_message_points_data_start_at_the_reply(client: LinuxClient, message: str) -> None:
-    client.device("d", (TargetSpec(start=0, length=64, type="switch", params="1 8 0 1:0 0"),))
-    reply = client.ok("TARGET_MSG", TargetMessage(sector=0, message=message), name="d", data_start=320)
-    assert reply.header.data_start == 312
 
 
 # -- uevents ------------------------------------------------------------------------------------------------
