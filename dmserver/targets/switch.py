@@ -24,6 +24,7 @@ from ..model.dm_target import (
 
 __all__ = ["Switch"]
 
+ULONG_MAX = 0xFFFFFFFFFFFFFFFF
 MAX_PATHS = ((1 << 22) - 64) // 16  # what fits into the largest kmalloc()
 _REPEAT = re.compile(r"[Rr]([0-9a-fA-F]+),([0-9a-fA-F]+)\Z")
 _MAPPING = re.compile(r"([0-9a-fA-F]*):([0-9a-fA-F]+)\Z")
@@ -84,8 +85,8 @@ class Switch(Target):
         match = _MAPPING.match(argument)
         if not match:
             raise self._warn(f"invalid set_region_mappings argument: '{argument}'")
-        region = int(match[1], 16) if match[1] else region + 1
-        path = int(match[2], 16)
+        region = _hex(match[1]) if match[1] else region + 1
+        path = _hex(match[2])
         if region >= self.nr_regions:
             raise self._warn(f"invalid set_region_mappings region number: {region} >= {self.nr_regions}")
         if path >= len(self.paths):
@@ -97,9 +98,9 @@ class Switch(Target):
         match = _REPEAT.match(argument)
         if not match:
             raise self._warn(f"invalid set_region_mappings argument: '{argument}'")
-        cycle, count = int(match[1], 16), int(match[2], 16)
+        cycle, count = _hex(match[1]), _hex(match[2])
         if not 0 <= cycle - 1 <= region:
-            raise self._warn(f"invalid set_region_mappings cycle length: {cycle - 1} > {region}")
+            raise self._warn(f"invalid set_region_mappings cycle length: {cycle - 1 & ULONG_MAX} > {region}")
         if region + count >= self.nr_regions:
             raise self._warn(f"invalid set_region_mappings region number: {region} + {count} >= {self.nr_regions}")
         for following in range(region + 1, region + count + 1):
@@ -115,3 +116,8 @@ class Switch(Target):
     def iterate_devices(self) -> Iterator[tuple[DmPdev, int, int]]:
         for pdev, start in self.paths:
             yield pdev, start, self.len
+
+
+def _hex(digits: str) -> int:
+    """`parse_hex`, which wraps."""
+    return int(digits, 16) & ULONG_MAX

@@ -46,9 +46,10 @@ class Unstriped(Target):
         raise self.refuse(complaint)
 
     def remap(self, sector: int) -> Extent:
-        row, within = divmod(sector, self.chunk)  # of the mapped device: the kernel does not take off `begin`
+        offset = self.offset(sector)
+        row, within = divmod(offset, self.chunk)
         skipped = row * (self.stripes - 1) + self.stripe
-        return Extent(self.dev.bdev, self.start + sector + skipped * self.chunk, self.chunk - within)
+        return Extent(self.dev.bdev, self.start + offset + skipped * self.chunk, self.chunk - within)
 
     def status(self, kind: StatusType) -> str:
         if kind is StatusType.INFO:

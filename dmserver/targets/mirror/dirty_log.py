@@ -28,6 +28,7 @@ MAGIC = 0x4D695272
 VERSION = 2
 _HEADER = struct.Struct("<IIQ")
 BITS_AT = 2 * SECTOR_SIZE
+UINT_MAX = 0xFFFFFFFF
 
 
 class CoreLog:
@@ -50,6 +51,8 @@ class CoreLog:
             raise self._refuse(f"invalid region size {argv[0]}") from None
         self.region_size = size
         self.region_count = -(-target.len // size)
+        if self.region_count > UINT_MAX:
+            raise self._refuse(f"region count exceeds limit of {UINT_MAX}")
         nosync = self.sync == "nosync"
         self.synced = bytearray([nosync]) * self.region_count
         self.sync_count = self.region_count if nosync else 0

@@ -152,7 +152,9 @@ class Mirror(Target):
         carried: _Carried = bio.per_bio
         if bio.op is Op.READ:
             leg, carried.leg = carried.leg, None
-            if error and leg is not None:
+            if error and leg is None:
+                self.log("Mirror read failed.", "raid1")
+            elif error and leg is not None:
                 self.log(f"Mirror read failed from {leg.dev.number}. Trying alternative device.", "raid1")
                 self._fail_leg(leg, "R")
                 if self._readable(carried.sector):
@@ -191,7 +193,7 @@ class Mirror(Target):
                 return
             self._fail_leg(leg, "R")
             if self._readable(sector):
-                self.log(f"Read failure on mirror device {leg.dev.number}.  Trying alternative device.", "raid1")
+                self.log(f"Read failure on mirror device {leg.dev.number}. Trying alternative device.", "raid1")
                 self._read(bio)
             else:
                 self.log(f"Read failure on mirror device {leg.dev.number}.  Failing I/O.", "raid1")

@@ -46,6 +46,8 @@ def test_mappings_name_regions_follow_on_and_repeat(device: DmDev) -> None:
     assert paths(device) == [2, 2, 2, 0, 1, 1, 0, 1, 0, 0]
     send(device, "SET_REGION_MAPPINGS 9:1")
     assert paths(device)[9] == 1
+    send(device, "set_region_mappings 10000000000000009:2")
+    assert paths(device)[9] == 2
 
 
 @pytest.mark.parametrize(
@@ -58,6 +60,7 @@ def test_mappings_name_regions_follow_on_and_repeat(device: DmDev) -> None:
         ("set_region_mappings 0:3", "invalid set_region_mappings device: 3 >= 3"),
         ("set_region_mappings R,1", "invalid set_region_mappings argument: 'R,1'"),
         ("set_region_mappings 0:0 R2,1", "invalid set_region_mappings cycle length: 1 > 0"),
+        ("set_region_mappings R0,1", "invalid set_region_mappings cycle length: 18446744073709551615 > 0"),
         ("set_region_mappings 9:0 R1,1", "invalid set_region_mappings region number: 9 + 1 >= 10"),
     ],
 )

@@ -8,6 +8,7 @@ from support.targets import Bench, pattern, read
 
 from dmserver.targets.striped import Striped
 from dmserver.targets.unstriped import Unstriped
+from dmserver.targets.zero import Zero
 
 
 def test_recorded_constructors() -> None:
@@ -36,6 +37,8 @@ def test_each_stripe_is_what_was_on_its_device() -> None:
     for stripe in range(2):
         one = bench.load(f"stripe {stripe}", (Unstriped, 64, f"2 16 {stripe} 253:0 0"))
         assert read(one, 0, 64) == pattern(stripe + 1, 0, 64)
+    behind = bench.load("behind", (Zero, 24, ""), (Unstriped, 64, "2 16 1 253:0 0"))
+    assert read(behind, 24, 64) == pattern(2, 0, 64)
 
 
 def _write(data: bytes):  # type: ignore[no-untyped-def]  # a bio

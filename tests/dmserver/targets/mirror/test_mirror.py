@@ -48,6 +48,14 @@ def test_refusals(params: str, message: str) -> None:
     assert Bench().refusal(Mirror, 1024, params) == (errno.EINVAL, message)
 
 
+def test_a_mirror_of_too_many_regions() -> None:
+    bench = Bench()
+    assert bench.refusal(Mirror, 1 << 33, "core 1 2 2 1:0 0 1:1 0")[1] == "Error creating mirror dirty log"
+    assert bench.mapper.events.lines[-1] == (
+        "device-mapper: dirty region log: region count exceeds limit of 4294967295"
+    )
+
+
 def test_a_log_device_that_is_too_small() -> None:
     bench = Bench()
     bench.load("tiny", (Mirror, 2, "core 1 2 2 1:3 0 1:4 0"))
@@ -132,7 +140,22 @@ def test_a_read_error_turns_to_another_leg() -> None:
     bench.disks[1].fail = reads
     with pytest.raises(OSError, match="5"):
         read(device, 5)
-    assert "device-mapper: raid1: All replicated volumes dead, failing I/O" in bench.mapper.events.lines
+    assert list(bench.mapper.events.lines) == [
+        "device-mapper: raid1: Mirror read failed from 1:0. Trying alternative device.",
+        "device-mapper: raid1: Mirror read failed from 1:1. Trying alternative device.",
+        "device-mapper: raid1: All replicated volumes dead, failing I/O",
+    ]
+
+
+def test_a_read_error_turns_from_leg_to_leg() -> None:
+    bench = Bench()
+    device = bench.load("m", (Mirror, 64, "core 2 64 nosync 3 1:0 0 1:1 0 1:2 0"))
+    bench.disks[0].fail = bench.disks[2].fail = reads
+    assert read(device, 5) == bytes(512)
+    assert list(bench.mapper.events.lines) == [
+        "device-mapper: raid1: Mirror read failed from 1:0. Trying alternative device.",
+        "device-mapper: raid1: Read failure on mirror device 1:2. Trying alternative device.",
+    ]
 
 
 def test_a_read_out_of_sync_has_the_default_leg_only() -> None:
@@ -142,6 +165,11 @@ def test_a_read_out_of_sync_has_the_default_leg_only() -> None:
     for _ in range(2):
         with pytest.raises(OSError, match="5"):
             read(device, 5)
+    assert list(bench.mapper.events.lines) == [
+        "device-mapper: raid1: Read failure on mirror device 1:0.  Failing I/O.",
+        "device-mapper: raid1: Mirror read failed.",
+        "device-mapper: raid1: Mirror read failed.",
+    ]
 
 
 def test_a_write_error_without_handle_errors_degrades() -> None:
