@@ -26,6 +26,7 @@ class Acceptor:
         self._loop = loop
         self._listener = listener
         self._admit = admit
+        self._pausing = False
         loop.add(listener.fileno(), select.EPOLLIN, self._acceptable)
 
     def close(self) -> None:
@@ -39,10 +40,13 @@ class Acceptor:
             except BlockingIOError:
                 return
             except OSError as failure:
-                _log.error("accept: %s; pausing", failure.strerror)
+                if not self._pausing:
+                    _log.error("accept: %s; pausing", failure.strerror)
+                self._pausing = True
                 self._loop.modify(self._listener.fileno(), 0)
                 self._loop.call_later(_PAUSE, self._again)
                 return
+            self._pausing = False
             pid, uid, _ = _UCRED.unpack(peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
             peer.setblocking(False)
             self._admit(peer, uid, pid)

@@ -33,7 +33,9 @@ class Door(socket.socket):
 
 
 @pytest.mark.parametrize("failures", [0, 2])
-def test_peers_come_in_with_their_uid_and_pid(loop: Loop, tmp_path: Path, failures: int) -> None:
+def test_peers_come_in_with_their_uid_and_pid(
+    loop: Loop, tmp_path: Path, failures: int, caplog: pytest.LogCaptureFixture
+) -> None:
     admitted: list[tuple[int, int]] = []
 
     def admit(peer: socket.socket, uid: int, pid: int) -> None:
@@ -56,3 +58,4 @@ def test_peers_come_in_with_their_uid_and_pid(loop: Loop, tmp_path: Path, failur
         acceptor.close()
     assert admitted == [(os.geteuid(), os.getpid())] * 2
     assert not door.failures
+    assert len(caplog.messages) == bool(failures)  # it is said once for as long as it lasts
