@@ -4,15 +4,14 @@ Arguments: CIPHER KEY IV_OFFSET DEVICE START [NUM OPTION...]. CIPHER is `aes-xts
 `capi:xts(aes)-plain64`; KEY is hexadecimal, `-` for none, or names a key of the kernel's keyring (see
 `model.keyring`). Reads are decrypted when they come back, writes are encrypted into a buffer of their own.
 
-The IV modes lmk, tcw and elephant are refused as on a kernel that lacks the hashes and ciphers they are made of; random
-as on a device without room for integrity tags, which none here has.
+The IV mode random is refused as on a device without room for integrity tags, which none here has.
 """
 
 from __future__ import annotations
 
 import errno
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from ...model.dm_target import (
     SECTOR_SIZE,
@@ -30,22 +29,26 @@ from ...model.dm_target import (
     wrapped,
 )
 from ...model.keyring import Keyring
-from .skcipher import Skcipher, allocate
+from .elephant import Elephant
+from .ivmode import Benbi, Eboiv, IvMode, Plain, Plain64, Plain64Be, Tcw
+from .lmk import Lmk
+from .skcipher import Data, Skcipher, allocate
 
 __all__ = ["Crypt"]
 
-#: IV modes: the IV of a sector, padded with zeroes to the size that the cipher wants.
-IV_MODES: dict[str, Callable[[int], bytes]] = {
-    "plain": lambda sector: (sector & 0xFFFFFFFF).to_bytes(16, "little"),
-    "plain64": lambda sector: sector.to_bytes(16, "little"),
-    "plain64be": lambda sector: sector.to_bytes(16, "big"),
-    "essiv": lambda sector: sector.to_bytes(16, "little"),
-    "benbi": lambda sector: ((sector << 5) + 1 & (1 << 64) - 1).to_bytes(16, "big"),
-    "null": lambda sector: bytes(16),
-    "eboiv": lambda sector: bytes(16),  # see `_encrypted_offsets`
-    "random": lambda sector: bytes(16),
+IV_MODES: dict[str, type[IvMode]] = {
+    "plain": Plain,
+    "plain64": Plain64,
+    "plain64be": Plain64Be,
+    "essiv": Plain64,
+    "benbi": Benbi,
+    "null": IvMode,
+    "eboiv": Eboiv,
+    "elephant": Elephant,
+    "lmk": Lmk,
+    "tcw": Tcw,
+    "random": IvMode,
 }
-IV_MODES_LACKING = ("lmk", "tcw", "elephant")
 MAX_TAG_SIZE = 480
 #: Options that change nothing but the status line: there are no crypt queues to steer.
 FLAG_OPTIONS = (
@@ -58,6 +61,7 @@ FLAG_OPTIONS = (
 _INTEGRITY = re.compile(r"integrity:([0-9]+):(.*)\Z")
 _SECTOR_SIZE = re.compile(r"sector_size:([0-9]+)\Z")
 _KEYRING = re.compile(r":([0-9]+):(.*)\Z")
+U64 = (1 << 64) - 1
 _KEY_TYPES = ("logon", "user", "encrypted", "trusted")
 
 
@@ -89,14 +93,7 @@ class Crypt(Target):
             raise self.refuse("Cannot parse key size")
         self._parse_options(Arguments(argv[5:]))
         self._allocate_cipher(cipher)
-        try:
-            self._set_key(key)
-        except TargetError as refusal:
-            raise self.refuse("Error decoding and setting key", refusal.errno) from None
-        if self.iv_mode in IV_MODES_LACKING:
-            raise self.refuse("Error creating IV", errno.ENOENT)
-        if self.iv_mode == "eboiv" and self.ciphers[0].block_size != self.ciphers[0].iv_size:
-            raise self.refuse("Error creating IV")
+        self._set_first_key(key)
         self.suspended = False
         self.iv_offset = self._sector(iv_offset, "Invalid iv_offset sector")
         if self.iv_offset & (self.sector_size // SECTOR_SIZE - 1):
@@ -169,9 +166,15 @@ class Crypt(Target):
         if iv_mode is not None and not self.ciphers[0].iv_size:
             self.log("Selected cipher does not support IVs")
             iv_mode = None
-        if iv_mode is not None and iv_mode not in IV_MODES and iv_mode not in IV_MODES_LACKING:
+        self.iv_mode = iv_mode or "null"
+        if self.iv_mode not in IV_MODES or iv_mode == "":
             raise self.refuse("Invalid IV mode")
-        self.iv_mode = iv_mode or ""
+        try:
+            self.key_parts, self.key_extra_size = IV_MODES[self.iv_mode].split_key(
+                self.key_size, count, self.ciphers[0].iv_size
+            )
+        except ValueError:
+            raise self.refuse("Unknown error") from None
 
     def _parse_capi(self, text: str) -> tuple[int, str, str | None]:
         """`API[-IV[:OPTIONS]]`, as (number of keys, name of the cipher, IV mode)."""
@@ -208,7 +211,22 @@ class Crypt(Target):
 
     # -- the key ----------------------------------------------------------------------------------------
 
-    def _set_key(self, text: str) -> None:
+    def _set_first_key(self, text: str) -> None:
+        try:
+            key = self._set_key(text)
+        except TargetError as refusal:
+            raise self.refuse("Error decoding and setting key", refusal.errno) from None
+        try:
+            self.iv = IV_MODES[self.iv_mode](self.ciphers[0], self.sector_size)
+        except ValueError:
+            raise self.refuse("Error creating IV") from None
+        try:
+            self.iv.set_key(key)
+        except ValueError:
+            raise self.refuse("Error initialising IV") from None
+
+    def _set_key(self, text: str) -> bytes:
+        """Give the ciphers their keys. Returns what is the IV mode's part; TargetError when there is no such key."""
         if not self.key_size and text != "-":
             raise TargetError(errno.EINVAL)
         known: bytes | None = None
@@ -224,7 +242,10 @@ class Crypt(Target):
         self.key_valid = False
         try:
             key = known if known is not None else bytes.fromhex(text[: 2 * self.key_size]) if self.key_size else b""
-            part = len(key) // len(self.ciphers)
+            extra = len(key) - self.key_extra_size
+            if extra < 0:
+                raise ValueError(f"{len(key)} bytes of key: expected {self.key_extra_size} for the IV alone")
+            part = extra // len(self.ciphers)
             for number, cipher in enumerate(self.ciphers):
                 cipher.set_key(key[number * part : (number + 1) * part])
         except ValueError:
@@ -232,6 +253,7 @@ class Crypt(Target):
         self.key = key
         self.key_reference = text if known is not None else ""
         self.key_valid = True
+        return key[extra:]
 
     def message(self, argv: Sequence[str]) -> str | None:
         words = [word.lower() for word in argv[:2]]
@@ -242,7 +264,7 @@ class Crypt(Target):
             if words[1] == "set" and len(argv) == 3:
                 if _key_size(argv[2]) != self.key_size:
                     raise TargetError(errno.EINVAL)
-                self._set_key(argv[2])
+                self._change_key(argv[2])
                 return None
             if words[1] == "wipe" and len(argv) == 2:
                 self.key = bytes(self.key_size)
@@ -251,6 +273,13 @@ class Crypt(Target):
                 return None
         self.log("unrecognised message received.")
         raise TargetError(errno.EINVAL)
+
+    def _change_key(self, text: str) -> None:
+        key = self._set_key(text)
+        try:
+            self.iv.set_key(key)
+        except ValueError:
+            raise TargetError(errno.EINVAL) from None
 
     def preresume(self) -> None:
         if not self.key_valid:
@@ -286,32 +315,25 @@ class Crypt(Target):
             bio.data[:] = memoryview(self._crypt(bio.data, bio.per_bio.sector, encrypt=False))
         return error
 
-    def _crypt(self, data: memoryview, sector: int, *, encrypt: bool) -> bytes | bytearray | memoryview:
+    def _crypt(self, data: memoryview, sector: int, *, encrypt: bool) -> Data:
         """`sector` of the target, without the IV offset."""
         step = self.sector_size // SECTOR_SIZE
         first = sector + self.iv_offset
-        sectors = range(first, first + len(data) // SECTOR_SIZE, step)
-        scale = step if self.iv_large_sectors else 1
-        generate = IV_MODES.get(self.iv_mode, IV_MODES["null"])
-        ivs = [generate(each // scale & (1 << 64) - 1) for each in sectors]
-        if self.iv_mode == "eboiv":
-            ivs = self._encrypted_offsets([each // scale for each in sectors])
-        if len(self.ciphers) == 1:
-            cipher = self.ciphers[0]
-            return cipher.encrypt(data, ivs) if encrypt else cipher.decrypt(data, ivs)
-        out = bytearray()
-        for at, (each, iv) in enumerate(zip(sectors, ivs, strict=True)):
-            cipher = self.ciphers[each & len(self.ciphers) - 1]
-            part = data[at * self.sector_size : (at + 1) * self.sector_size]
-            out += cipher.encrypt(part, [iv]) if encrypt else cipher.decrypt(part, [iv])
-        return out
+        sectors = [at & U64 for at in range(first, first + len(data) // SECTOR_SIZE, step)]
+        counted = [at // step for at in sectors] if self.iv_large_sectors else sectors
 
-    def _encrypted_offsets(self, sectors: list[int]) -> list[bytes]:
-        """Each sector's offset in bytes, encrypted as if it were the IV of a block of zeroes."""
-        size = self.ciphers[0].iv_size
-        offsets = [(each * self.sector_size & (1 << 64) - 1).to_bytes(size, "little") for each in sectors]
-        encrypted = bytes(self.ciphers[0].encrypt(bytes(size * len(offsets)), offsets))
-        return [encrypted[at : at + size] for at in range(0, len(encrypted), size)]
+        def crypt(data: Data, ivs: Sequence[bytes]) -> Data:
+            if len(self.ciphers) == 1:
+                cipher = self.ciphers[0]
+                return cipher.encrypt(data, ivs) if encrypt else cipher.decrypt(data, ivs)
+            out = bytearray()
+            for number, (at, iv) in enumerate(zip(sectors, ivs, strict=True)):
+                cipher = self.ciphers[at & len(self.ciphers) - 1]
+                part = data[number * self.sector_size : (number + 1) * self.sector_size]
+                out += cipher.encrypt(part, [iv]) if encrypt else cipher.decrypt(part, [iv])
+            return out
+
+        return self.iv.encrypt(data, counted, crypt) if encrypt else self.iv.decrypt(data, counted, crypt)
 
     # -- what it tells ----------------------------------------------------------------------------------
 
@@ -336,8 +358,9 @@ class Crypt(Target):
             values["integrity_tag_size"], values["cipher_auth"] = self.integrity.split(":")
         if self.sector_size != SECTOR_SIZE:
             values["sector_size"] = self.sector_size
-        values |= {"cipher_string": self.cipher_string, "key_size": self.key_size, "key_parts": len(self.ciphers)}
-        return self.ima_line(values | {"key_extra_size": 0, "key_mac_size": 0})
+        values |= {"cipher_string": self.cipher_string, "key_size": self.key_size}
+        values |= {"key_parts": self.key_parts, "key_extra_size": self.key_extra_size, "key_mac_size": 0}
+        return self.ima_line(values)
 
     def iterate_devices(self) -> Iterator[tuple[DmPdev, int, int]]:
         yield self.dev, self.start, self.len

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.ciphers import CipherContext
     from cryptography.hazmat.primitives.ciphers.modes import Mode
 
-__all__ = ["Skcipher", "allocate"]
+__all__ = ["Data", "Skcipher", "allocate", "xor"]
 
 BLOCK = 16
 Data = bytes | bytearray | memoryview
@@ -100,7 +100,7 @@ class Cbc(Aes):
         parts: list[bytes] = []
         chained = bytes(BLOCK)
         for at, iv in zip(range(0, len(data), size), ivs, strict=True):
-            parts.append(update(_xor(data[at : at + BLOCK], iv, chained)))
+            parts.append(update(xor(data[at : at + BLOCK], iv, chained)))
             parts.append(update(data[at + BLOCK : at + size]))
             chained = (parts[-1] or parts[-2])[-BLOCK:]
         return b"".join(parts)
@@ -114,7 +114,7 @@ class Cbc(Aes):
         plain = bytearray(len(data) + BLOCK - 1)
         self.context(modes.CBC(ivs[0]), encrypt=False).update_into(data, plain)
         for at, iv in zip(range(size, len(data), size), ivs[1:], strict=True):
-            plain[at : at + BLOCK] = _xor(plain[at : at + BLOCK], iv, data[at - BLOCK : at])
+            plain[at : at + BLOCK] = xor(plain[at : at + BLOCK], iv, data[at - BLOCK : at])
         del plain[len(data) :]
         return plain
 
@@ -177,7 +177,7 @@ class Xts(Aes):
                 tweak = tweak << 1 ^ (0x87 if tweak >> 127 else 0)
                 tweak &= (1 << 128) - 1
         pad = b"".join(tweaks)
-        return _xor(self.blocks(_xor(data, pad), encrypt=encrypt, key=self.data_key), pad)
+        return xor(self.blocks(xor(data, pad), encrypt=encrypt, key=self.data_key), pad)
 
 
 class Essiv(Skcipher):
@@ -231,7 +231,8 @@ def allocate(name: str) -> Skcipher:
     raise LookupError(f"no cipher {name!r}")
 
 
-def _xor(*parts: Data) -> bytes:
+def xor(*parts: Data) -> bytes:
+    """Of parts of equal size."""
     result = 0
     for part in parts:
         result ^= int.from_bytes(part, "little")

@@ -48,7 +48,13 @@ def test_recorded_constructors() -> None:
         (f"aes-cbc-plain {KEY} 0 1:0 0 1 integrity:0:none", (errno.EINVAL, "Invalid integrity arguments")),
         (f"aes-cbc-plain {KEY} 0 1:0 0 1 integrity:16:x", (errno.EINVAL, "Unknown integrity profile")),
         (f"capi:gcm(aes)-plain64 {KEY} 0 1:0 0 1 integrity:16:aead", (errno.ENOENT, "Error allocating crypto tfm")),
-        (f"aes-cbc-tcw {KEY} 0 1:0 0", (errno.ENOENT, "Error creating IV")),
+        (f"aes-cbc-tcw {KEY} 0 1:0 0", (errno.EINVAL, "Error decoding and setting key")),
+        (f"aes-cbc-tcw {KEY[:32]} 0 1:0 0", (errno.EINVAL, "Error decoding and setting key")),
+        (f"aes-cbc-tcw {KEY}{KEY} 0 1:0 0 1 sector_size:1024", (errno.EINVAL, "Error creating IV")),
+        (f"aes:2-cbc-lmk {KEY} 0 1:0 0 1 sector_size:1024", (errno.EINVAL, "Error creating IV")),
+        (f"aes-cbc-elephant {KEY}{KEY}00000000 0 1:0 0", (errno.EINVAL, "Unknown error")),
+        (f"aes-cbc-elephant {KEY[2:]} 0 1:0 0", (errno.EINVAL, "Error initialising IV")),
+        (f"aes-ctr-elephant {KEY} 0 1:0 0", (errno.EINVAL, "Error creating IV")),
         (f"aes-cbc-random {KEY} 0 1:0 0", (errno.EINVAL, "Integrity profile not supported.")),
         (f"aes-cbc-essiv:sha512 {KEY} 0 1:0 0", (errno.EINVAL, "Error allocating crypto tfm")),
         (f"aes-ecb-essiv:sha256 {KEY} 0 1:0 0", (errno.EINVAL, "Error allocating crypto tfm")),
@@ -173,6 +179,23 @@ def test_the_key_changes_while_suspended() -> None:
     target(device).message(["key", "set", OTHER])
     bench.resume(device)
     assert status(device, StatusType.TABLE) == f"aes-cbc-plain {OTHER} 0 1:0 0"
+
+
+def test_the_iv_mode_has_the_new_key_too() -> None:
+    bench = Bench()
+    device = bench.load("c", (Crypt, 64, f"aes-cbc-elephant {KEY} 0 1:0 0"))
+    write(device, 0, pattern(1))
+    before = read(bench.disks[0], 0)
+    bench.suspend(device)
+    with pytest.raises(TargetError) as refusal:
+        target(device).message(["key", "set", KEY[2:]])
+    assert refusal.value.errno == errno.EINVAL
+    target(device).message(["key", "set", KEY[:32] + OTHER[:32]])
+    bench.resume(device)
+    assert read(device, 0) != pattern(1)
+    write(device, 0, pattern(1))
+    assert read(bench.disks[0], 0) != before
+    assert read(device, 0) == pattern(1)
 
 
 def test_measured_by_ima() -> None:
