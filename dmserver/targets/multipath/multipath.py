@@ -67,10 +67,11 @@ class Multipath(Target):
         self.groups: list[PriorityGroup] = []
         self.current: PriorityGroup | None = None
         self.next: PriorityGroup | None = None
+        self.queue_io = True  #: no path was looked for yet
         self._parse_features(args)
         self._parse_hw_handler(args)
         count = self._read(lambda: args.number(0, 1024), "invalid number of priority groups")
-        first = self._read(lambda: args.number(0, 1024), "invalid initial priority group")
+        first = self._read(lambda: args.number(0, 1024), "invalid initial priority group number")
         if bool(count) != bool(first):
             raise self.refuse("invalid initial priority group")
         while args:
@@ -174,12 +175,14 @@ class Multipath(Target):
     def _choose_path(self, nr_bytes: int) -> Path | None:
         """From the group that was asked for, else the current one, else the first with a path; those that are bypassed
         come last."""
-        wanted, self.next = self.next, None
-        ordered = sorted(self.groups, key=lambda group: group.bypassed)
-        for group in (wanted, self.current, *ordered):
-            if group is not None and (path := group.selector.select(nr_bytes)):
-                self.current = group
-                return path
+        self.queue_io = False
+        if self._nr_valid_paths():
+            wanted, self.next = self.next, None
+            ordered = sorted(self.groups, key=lambda group: group.bypassed)
+            for group in (wanted, self.current, *ordered):
+                if group is not None and (path := group.selector.select(nr_bytes)):
+                    self.current = group
+                    return path
         self.current = None
         return None
 
@@ -261,9 +264,8 @@ class Multipath(Target):
             "DM_PATH": path.dev.number,
             "DM_NR_VALID_PATHS": str(self._nr_valid_paths()),
             "DM_NAME": device.name,
+            "DM_UUID": device.uuid,
         }
-        if device.uuid:
-            keys["DM_UUID"] = device.uuid
 
         def event() -> None:
             self.uevent(**keys)
@@ -362,7 +364,8 @@ class Multipath(Target):
         with self._lock:
             chosen = self.next or self.current
             number = chosen.number if chosen else int(bool(self.groups))
-            head = f"{'2 0 0' if kind is StatusType.INFO else self._features()} {handler} {len(self.groups)} {number} "
+            first = f"2 {int(self.queue_io)} 0" if kind is StatusType.INFO else self._features()
+            head = f"{first} {handler} {len(self.groups)} {number} "
             return head + "".join(self._group_status(group, kind) for group in self.groups)
 
     def _features(self) -> str:

@@ -185,9 +185,9 @@ class PersistentStore(ExceptionStore):
         self.pairs_per_area = self.chunk_size * SECTOR_SIZE // _PAIR.size
         self._area = bytearray(self.chunk_size * SECTOR_SIZE)
         if version is None:
-            self._check(do_io(Op.WRITE, self.device, 0, memoryview(self._header())))
+            self._check(do_io(Op.WRITE, self.device, 0, memoryview(self._header())), "write_header failed")
             sector = self._area_location(0) * self.chunk_size
-            self._check(do_io(Op.WRITE, self.device, sector, memoryview(self._area)))
+            self._check(do_io(Op.WRITE, self.device, sector, memoryview(self._area)), "zero_disk_area(0) failed")
             return True, {}
         if version != VERSION:
             self._log(f"unable to handle snapshot disk version {version}")
@@ -233,7 +233,9 @@ class PersistentStore(ExceptionStore):
             area += 1
         self._skip_metadata()
 
-    def _check(self, error: int) -> None:
+    def _check(self, error: int, complaint: str = "") -> None:
+        if error and complaint:
+            self._log(complaint)
         if error:
             raise TargetError(error)
 

@@ -84,6 +84,7 @@ class Snapshot(Target):
             self.store = exception_store.create(self, self.origin, self.cow, argv[2:4])
         except TargetError:
             raise self.refuse("Couldn't create exception store") from None
+        self._check_merging(self.store)
         self.origins = self.shared(Origins)
         self.valid = True
         self.active = self.overflowed = self.merge_failed = False
@@ -114,12 +115,16 @@ class Snapshot(Target):
             count = args.group(0, 2)
         except ValueError:
             raise self.refuse("Invalid number of feature arguments") from None
+        complaint = ""
         for feature in args.take(count):
             if feature.lower() not in FEATURES:
-                raise self.refuse("Unrecognised feature requested")
+                complaint = "Unrecognised feature requested"
+                break
             setattr(self, feature.lower(), True)
         if self.discard_passdown_origin and not self.discard_zeroes_cow:
-            raise self.refuse("discard_passdown_origin feature depends on discard_zeroes_cow")
+            complaint = "discard_passdown_origin feature depends on discard_zeroes_cow"
+        if complaint:
+            raise self.refuse(complaint)
         self.num_discard_bios = self.discard_zeroes_cow + self.discard_passdown_origin
 
     def _check_handover(self) -> bool:
@@ -132,9 +137,12 @@ class Snapshot(Target):
         if self.is_merge:
             if merging:
                 raise self.refuse("A snapshot is already merging.")
-            if not source.store.can_merge:
-                raise self.refuse("Snapshot exception store does not support snapshot-merge.")
+            self._check_merging(source.store)
         return True
+
+    def _check_merging(self, store: exception_store.ExceptionStore) -> None:
+        if self.is_merge and not store.can_merge:
+            raise self.refuse("Snapshot exception store does not support snapshot-merge.")
 
     def _read_metadata(self) -> None:
         try:
@@ -390,6 +398,7 @@ class Snapshot(Target):
             setattr(self, name, theirs)
             setattr(source, name, mine)
         self.store.target, source.store.target = self, source
+        self.store.overflow_supported = source.store.overflow_supported
         self.max_io_len = self.store.chunk_size
         self.valid, self.overflowed = source.valid, source.overflowed
         source.valid = False

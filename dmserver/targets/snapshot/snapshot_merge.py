@@ -138,7 +138,7 @@ class SnapshotMerge(Snapshot):
         def flushed(error: int) -> None:
             assert isinstance(self.store, PersistentStore)
             if error:
-                self._fail("Flush error: shutting down merge")
+                self._fail("Flush after merge failed: shutting down merge")
             else:
                 self.store.commit_merge(len(chunks), committed)
 

@@ -42,6 +42,8 @@ def test_recorded_constructors() -> None:
         ("0 1", "invalid number of hardware handler args"),
         ("0 0 x", "invalid number of priority groups"),
         ("0 0 0 1", "invalid initial priority group"),
+        ("0 0 0", "invalid initial priority group number"),
+        ("0 0 1 1025", "invalid initial priority group number"),
         (f"{BIO} 2 1 round-robin 0 1 0 1:0", "priority group count mismatch"),
         (f"{BIO} 1 1 round-robin", "not enough priority group arguments"),
         (f"{BIO} 1 1 round-robin x", "invalid number of path selector args"),
@@ -78,9 +80,40 @@ def test_the_table_line_builds_the_table_again(params: str) -> None:
 
 def test_status_line() -> None:
     device = Bench().load("m", (Multipath, 64, TWO_GROUPS))
-    assert status(device) == "2 0 0 0 2 1 E 0 2 0 1:0 A 0 1:1 A 0 E 0 1 0 1:2 A 0 "
+    assert status(device) == "2 1 0 0 2 1 E 0 2 0 1:0 A 0 1:1 A 0 E 0 1 0 1:2 A 0 "
     read(device, 0)
     assert status(device) == "2 0 0 0 2 1 A 0 2 0 1:0 A 0 1:1 A 0 E 0 1 0 1:2 A 0 "
+
+
+def test_the_group_that_was_asked_for_waits_for_paths() -> None:
+    device = Bench().load("m", (Multipath, 64, f"{BIO} 2 2 {ONE_PATH} round-robin 0 1 1 1:1 1"))
+    for path in ("1:0", "1:1"):
+        message(device, "fail_path", path)
+    with pytest.raises(OSError, match="5"):
+        read(device, 0)
+    assert status(device) == "2 0 0 0 2 2 E 0 1 0 1:0 F 1 E 0 1 0 1:1 F 1 "
+
+
+def test_uevents_of_paths() -> None:
+    bench = Bench()
+    device = bench.load("m", (Multipath, 64, f"{BIO} 1 1 {ONE_PATH}"))
+    sent: list[dict[str, str]] = []
+    bench.mapper.events.on_uevent(lambda event: sent.append(event.env))
+    for action in ("fail_path", "reinstate_path"):
+        message(device, action, "1:0")
+    bench.work.run()
+    assert [list(env.items())[3:10] for env in sent] == [
+        [
+            ("DM_TARGET", "multipath"),
+            ("DM_ACTION", action),
+            ("DM_SEQNUM", str(number)),
+            ("DM_PATH", "1:0"),
+            ("DM_NR_VALID_PATHS", valid),
+            ("DM_NAME", "m"),
+            ("DM_UUID", ""),
+        ]
+        for number, (action, valid) in enumerate([("PATH_FAILED", "0"), ("PATH_REINSTATED", "1")], 1)
+    ]
 
 
 def test_round_robin_takes_turns_in_the_current_group() -> None:

@@ -141,6 +141,14 @@ def test_what_cannot_be_read(header: tuple[int, ...], expected: int, line: str) 
     assert bench.mapper.events.lines[-1] == f"device-mapper: persistent snapshot: {line}"
 
 
+@pytest.mark.parametrize(("sector", "line"), [(0, "write_header failed"), (8, "zero_disk_area(0) failed")])
+def test_a_device_that_cannot_be_written(sector: int, line: str) -> None:
+    bench = Bench()
+    bench.disks[1].fail = lambda bio: bio.op is Op.WRITE and bio.sector == sector
+    assert bench.refusal(Snapshot, 64, "1:0 1:1 P 8") == (errno.EIO, "Failed to read snapshot metadata")
+    assert list(bench.mapper.events.lines) == [f"device-mapper: persistent snapshot: {line}"]
+
+
 def test_no_chunk_size_means_16_kib() -> None:
     bench = Bench()
     assert opened(bench, bench.mapper.create("x"), "0").chunk_size == 32

@@ -27,6 +27,11 @@ def test_recorded_constructors() -> None:
     [
         ("1:0 1:1 N 8 1 discard_passdown_origin", "discard_passdown_origin feature depends on discard_zeroes_cow"),
         ("1:0 1:1 N 8 3 a b c", "Invalid number of feature arguments"),
+        ("1:0 1:1 N 8 2 discard_zeroes_cow bogus", "Unrecognised feature requested"),
+        (
+            "1:0 1:1 N 8 2 discard_passdown_origin bogus",
+            "discard_passdown_origin feature depends on discard_zeroes_cow",
+        ),
     ],
 )
 def test_refusals(params: str, message: str) -> None:
@@ -158,11 +163,11 @@ def test_a_second_table_takes_the_exceptions_over() -> None:
     bench = Bench()
     org, snap = scene(bench)
     write(snap, 3, pattern(9))
-    bench.table(snap, (Snapshot, SIZE, "1:0 1:1 P 16"))
+    bench.table(snap, (Snapshot, SIZE, "1:0 1:1 PO 16"))
     assert snap.inactive is not None
-    assert snap.inactive.targets[0].status(StatusType.TABLE) == "1:0 1:1 P 0"
+    assert snap.inactive.targets[0].status(StatusType.TABLE) == "1:0 1:1 PO 0"
     bench.resume(snap)
-    assert status(snap, StatusType.TABLE) == "1:0 1:1 P 8"
+    assert status(snap, StatusType.TABLE) == "1:0 1:1 PO 8"
     write(org, 16, pattern(8))
     assert read(snap, 0, 24) == pattern(1, 0, 3) + pattern(9) + pattern(1, 4, 20)
     assert status(snap) == "32/16384 16"

@@ -110,10 +110,11 @@ def test_merge_refusals() -> None:
     merge(bench, org, snap)
     assert bench.refusal(SnapshotMerge, SIZE, "1:0 1:2 P 8")[1] == "A snapshot is already merging."
     bench.load("n", (Snapshot, SIZE, "1:3 1:4 N 8"))
-    assert bench.refusal(SnapshotMerge, SIZE, "1:3 1:4 N 8") == (
-        errno.EINVAL,
-        "Snapshot exception store does not support snapshot-merge.",
-    )
+    for params in ("1:3 1:4 P 8", "1:5 1:6 N 8"):
+        assert bench.refusal(SnapshotMerge, SIZE, params) == (
+            errno.EINVAL,
+            "Snapshot exception store does not support snapshot-merge.",
+        )
 
 
 def test_flushes_go_to_origin_and_cow_device_and_discards_nowhere() -> None:
@@ -147,7 +148,7 @@ def test_an_invalid_snapshot_cannot_be_merged() -> None:
     ("disk", "op", "line"),
     [
         (1, Op.READ, "Read error: shutting down merge."),
-        (0, Op.FLUSH, "Flush error: shutting down merge"),
+        (0, Op.FLUSH, "Flush after merge failed: shutting down merge"),
         (1, Op.WRITE, "Write error in exception store: shutting down merge"),
     ],
 )
