@@ -23,7 +23,7 @@ from .devices import Devices
 from .files import Files
 from .loopdev import Loops
 from .namespace import CONTROL, LOOP_CONTROL_DEV, Namespace
-from .nodes import ABSENT, Dir, File, Link, Node, Special, attributes
+from .nodes import ABSENT, Dir, File, Link, Node, Special
 from .opens import Opens
 from .paths import Paths, Place
 from .rules import DM_TYPE, LOOP_TYPE, SyscallRule, rules_by_number
@@ -133,8 +133,8 @@ class Bridge:
         device = self.devices.by_dev(node.dev)
         return -errno.ENXIO if device is None else self.opens.open(call, device, flags)
 
-    def attributes_of_fd(self, caller: Caller, fd: int) -> dict[str, int] | None:
-        """What fstat says of a descriptor that we handed over; None for any other."""
+    def node_of_fd(self, caller: Caller, fd: int) -> tuple[bytes, Dir | File | Link | Special] | None:
+        """Path and node of a descriptor that we handed over; None for any other."""
         link = caller.link(f"fd/{fd}")
         removed: Special | None = None  # what an open node whose name is gone still is
         if self.control.is_node(link):
@@ -148,7 +148,7 @@ class Bridge:
         node = self.space.find(path)
         if not isinstance(node, Dir | File | Link | Special):
             node = removed
-        return attributes(path, node) if node is not None else None
+        return (path, node) if node is not None else None
 
     def shadow(self, path: bytes, node: Node) -> bytes:
         """A real directory, or file with the present content, in the place of a node."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import stat
@@ -22,7 +23,10 @@ __all__ = ["Files"]
 AT_SYMLINK_NOFOLLOW, AT_EMPTY_PATH = 0x100, 0x1000
 O_PATH = os.O_PATH
 _DIRENT = Struct("<QqHB")  # struct linux_dirent64: d_ino, d_off, d_reclen, d_type
+STATFS_SIZE = 120  # struct statfs
 _HOW = Struct("<QQQ")  # struct open_how: flags, mode, resolve
+
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Files:
@@ -114,7 +118,8 @@ class Files:
         self, call: Call, dirfd: int, path: bytes, flags: int, address: int, pack: Callable[[dict[str, int]], bytes]
     ) -> int | Outcome:
         if not path and flags & AT_EMPTY_PATH and dirfd != AT_FDCWD:
-            fields = self.bridge.attributes_of_fd(call.caller, dirfd)
+            found = self.bridge.node_of_fd(call.caller, dirfd)
+            fields = attributes(*found) if found else None
         else:
             place = self.paths.lookup(call.caller, dirfd, path or b".", follow=not flags & AT_SYMLINK_NOFOLLOW)
             if place is None:
@@ -130,6 +135,27 @@ class Files:
         if node is None or isinstance(node, Private):
             return real_attributes(os.stat(place.real, follow_symlinks=follow)) if place.ours else None
         return attributes(place.path, _existing(node))
+
+    def statfs(self, call: Call) -> int | Outcome:
+        place = self.paths.lookup(call.caller, AT_FDCWD, call.string(0), follow=True)
+        if place is None or (place.node is None and not place.ours):
+            return CONTINUE
+        if place.node is None or isinstance(place.node, Private):
+            return self._statfs(call, place.real)
+        _existing(place.node)
+        return self._statfs(call, call.caller.root + _mount_point(place.path))
+
+    def fstatfs(self, call: Call) -> int | Outcome:
+        found = self.bridge.node_of_fd(call.caller, call.fd(0))
+        return self._statfs(call, call.caller.root + _mount_point(found[0])) if found else CONTINUE
+
+    def _statfs(self, call: Call, path: bytes) -> int:
+        """What the kernel says of the file system at `path`."""
+        buffer = ctypes.create_string_buffer(STATFS_SIZE)
+        if _libc.statfs(path, buffer):
+            return -ctypes.get_errno()
+        call.write(call.args[1], buffer.raw)
+        return 0
 
     # -- access, readlink, xattr ------------------------------------------------------------------------
 
@@ -288,6 +314,11 @@ def _existing(node: Node) -> Dir | File | Link | Special:
     if isinstance(node, Absent | Private):
         raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
     return node
+
+
+def _mount_point(path: bytes) -> bytes:
+    """/dev, /sys or /proc: each is a file system of its own."""
+    return b"/".join(path.split(b"/")[:2])
 
 
 def _inode(path: bytes, node: Node) -> int:

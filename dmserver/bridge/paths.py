@@ -1,6 +1,6 @@
 """Path lookup in the client's view: its root, its directories, links of the kernel's and of ours on the way.
 
-What lies in the system's own directories, but for `/etc/lvm`, cannot lead into the namespace and is not walked.
+What lies in the system's own directories, with few exceptions, cannot lead into the namespace and is not walked.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ __all__ = ["Paths", "Place"]
 MAX_LINKS = 40
 CWDS = 256  #: processes of which dead ones are forgotten
 SYSTEM = (b"/usr/", b"/lib/", b"/lib64/", b"/etc/", b"/bin/", b"/sbin/", b"/proc/self/")
+LEADING = (b"/etc/lvm/", b"/proc/self/fd/")
 DELETED = b" (deleted)"
 
 
@@ -44,7 +45,7 @@ class Paths:
 
     def lookup(self, caller: Caller, dirfd: int, path: bytes, *, follow: bool) -> Place | None:
         """Walk `path`; None when it leads nowhere near the namespace. OSError(ENOENT for "", ELOOP, EBADF)."""
-        if path.startswith(SYSTEM) and not path.startswith(b"/etc/lvm/"):
+        if path.startswith(SYSTEM) and not path.startswith(LEADING):
             return None
         if path.startswith(b"/"):
             base, ours = b"", False

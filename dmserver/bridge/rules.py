@@ -40,6 +40,7 @@ SYSCALL_RULES: tuple[SyscallRule, ...] = (
     SyscallRule(1, "ioctl", "what the tables below say, by type and number", "bridge"),
     SyscallRule(1, "open creat openat openat2", "a descriptor of what stands in the namespace", "files"),
     SyscallRule(1, "stat lstat fstat newfstatat statx", "the node's type, number, owner", "files"),
+    SyscallRule(7, "statfs fstatfs", "the file system that the node seems to be in", "files"),
     SyscallRule(1, "access faccessat faccessat2", "what is there may be used", "files"),
     SyscallRule(1, "readlink readlinkat", "the link's target", "files"),
     SyscallRule(1, "getdents64", "the kernel's entries with ours among them", "files"),

@@ -16,6 +16,8 @@ from dmserver.bridge.namespace import PATHS
 from dmserver.testing import PrivateServer
 
 FCHMODAT2 = "import ctypes; ctypes.CDLL(None).syscall(452, -100, b'/dev/mapper/vol', 0o640, 0)"
+FSTATFS = "import os; print(os.fstatvfs(os.open('/sys/block/dm-0/size', 0)).f_blocks)"
+REOPEN = "import os; f = os.open('/dev/dm-0', os.O_PATH); print(os.open(f'/proc/self/fd/{f}', os.O_RDWR) > f)"
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -50,6 +52,9 @@ def sh(machine: PrivateServer, script: str) -> str:
         ("python3 -c \"import os; print(os.fstat(os.open('/dev/dm-0', 0)).st_rdev == os.makedev(253, 0))\"", "True\n"),
         (f'python3 -c "{FCHMODAT2}"; stat -c %a /dev/dm-0 /dev/mapper/vol', "640\n777\n"),
         ("ln -s /dev/mapper/vol /tmp/dm-link.$$; blockdev --getsz /tmp/dm-link.$$; rm /tmp/dm-link.$$", "64\n"),
+        ("stat -f -c %T /sys/block/dm-0/ /dev/mapper/vol", "sysfs\ntmpfs\n"),
+        (f'python3 -c "{FSTATFS}"', "0\n"),
+        (f'python3 -c "{REOPEN}"', "True\n"),
         ("cp /sys/block/dm-0/size /tmp/dm-size.$$; cat /tmp/dm-size.$$; rm /tmp/dm-size.$$", "64\n"),
     ],
 )
