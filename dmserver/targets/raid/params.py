@@ -23,15 +23,19 @@ _INT = re.compile(r"[+-]?[0-9]+\n?\Z")
 
 @dataclass(frozen=True, slots=True)
 class RaidType:
-    """`struct raid_type`. `algorithm`: md's layout number; `parity`: devices' worth of it."""
+    """`struct raid_type`. `algorithm`: md's layout number; `parity`: devices' worth of it; `least`: devices."""
 
     name: str
     parity: int
     level: int
     algorithm: int = 0
 
+    @property
+    def least(self) -> int:
+        return 4 if self.parity == 2 else 2
 
-#: By name. The layouts of raid10 other than near are not there.
+
+#: By name.
 TYPES = {
     kind.name: kind
     for kind in (
@@ -39,6 +43,8 @@ TYPES = {
         RaidType("raid1", 0, 1),
         RaidType("raid10", 0, 10),
         RaidType("raid10_near", 0, 10),
+        RaidType("raid10_far", 0, 10),
+        RaidType("raid10_offset", 0, 10),
         RaidType("raid4", 1, 5, 4),
         RaidType("raid5_n", 1, 5, 5),
         RaidType("raid5_ls", 1, 5, 2),
@@ -56,20 +62,32 @@ TYPES = {
     )
 }
 
-_COMMON = {"sync", "nosync", "rebuild", "daemon_sleep", "min_recovery_rate", "max_recovery_rate", "region_size"}
+_RESHAPE = {"delta_disks", "data_offset"}
+_COMMON = {"sync", "rebuild", "daemon_sleep", "min_recovery_rate", "max_recovery_rate", "region_size", *_RESHAPE}
+_PARITY = _COMMON | {"stripe_cache", "journal_dev", "journal_mode"}
+#: By level.
 _VALID = {
-    0: set[str](),
-    1: _COMMON | {"write_mostly", "max_write_behind"},
-    10: _COMMON | {"raid10_copies", "raid10_format"},
-    5: _COMMON | {"stripe_cache"},
-    6: _COMMON | {"stripe_cache"},
+    0: {"data_offset"},
+    1: _COMMON | {"nosync", "write_mostly", "max_write_behind"},
+    10: _COMMON | {"nosync", "raid10_copies", "raid10_format", "raid10_use_near_sets"},
+    5: _PARITY | {"nosync"},
+    6: _PARITY,
 }
+
+#: Parameters without a value, and how the kernel calls them when there are two.
+_FLAGS = {"sync": "sync", "nosync": "nosync", "raid10_use_near_sets": "raid10_use_new_sets"}
 
 #: What a table line tells, in this order (`raid_status`).
 _ORDER = (
     *("sync", "nosync", "rebuild", "daemon_sleep", "min_recovery_rate", "max_recovery_rate", "write_mostly"),
-    *("max_write_behind", "stripe_cache", "region_size", "raid10_copies", "raid10_format"),
+    *("max_write_behind", "stripe_cache", "region_size", "raid10_copies", "raid10_format", "delta_disks"),
+    "data_offset",
 )
+
+_FORMATS = ("near", "far", "offset")
+_JOURNAL_MODES = ("writethrough", "writeback")
+#: Sectors that a reshape needs behind the data (`MIN_FREE_RESHAPE_SPACE`), and sectors of a page.
+_RESHAPE_SPACE, _PAGE = 8192, 8
 
 
 def parse_int(text: str) -> int:
@@ -81,7 +99,8 @@ def parse_int(text: str) -> int:
 
 @dataclass(slots=True)
 class Params:
-    """`chunk` and `region_size` in sectors; `given`: the parameters as a table line repeats them."""
+    """`chunk` and `region_size` in sectors; `given`: the parameters as a table line repeats them; `write_mostlies`: how
+    often that was said."""
 
     kind: RaidType
     devices: int
@@ -90,19 +109,20 @@ class Params:
     copies: int = 2
     rebuild: set[int] = field(default_factory=set)
     write_mostly: set[int] = field(default_factory=set)
+    write_mostlies: int = 0
     given: dict[str, str] = field(default_factory=dict)
 
     def parse(self, args: Arguments, count: int, length: int, refuse: Refuse, log: Log) -> None:
         """Take `count` parameters for a target of `length` sectors (`parse_raid_params`)."""
-        self._parse_chunk(args.shift() if args else "", refuse)
-        left = count - 1
+        self._parse_chunk(args.shift(), refuse, log)
+        left = count - 1 & 0xFFFFFFFF
         while left > 0:
             if not args:
                 raise refuse("Not enough raid parameters given")
             key = args.shift().lower()
             left -= 1
-            if key in ("sync", "nosync"):
-                self._once(key, f"Only one '{key}' argument allowed", refuse)
+            if key in _FLAGS:
+                self._once(key, f"Only one '{_FLAGS[key]}' argument allowed", refuse)
                 self.given[key] = ""
                 continue
             if not args:
@@ -111,12 +131,14 @@ class Params:
             left -= 1
         self._check(length, refuse, log)
 
-    def _parse_chunk(self, text: str, refuse: Refuse) -> None:
+    def _parse_chunk(self, text: str, refuse: Refuse, log: Log) -> None:
         try:
             chunk = parse_int(text)
         except ValueError:
-            raise refuse("Bad chunk size") from None
+            raise refuse("Bad numerical argument given for chunk_size") from None
         if self.kind.level == 1:
+            if chunk:
+                log("Ignoring chunk size parameter for RAID 1")
             return
         if chunk <= 0 or chunk & chunk - 1:
             raise refuse("Chunk size must be a power of 2")
@@ -129,13 +151,8 @@ class Params:
             raise refuse(complaint)
 
     def _parse_pair(self, key: str, text: str, refuse: Refuse, log: Log) -> None:
-        if key == "raid10_format":
-            self._once(key, "Only one 'raid10_format' argument pair allowed", refuse)
-            if self.kind.level != 10:
-                raise refuse("'raid10_format' is an invalid parameter for this RAID type")
-            if text != "near":
-                raise refuse("Invalid 'raid10_format' value given")
-            self.given[key] = text
+        if key in ("raid10_format", "journal_dev", "journal_mode"):
+            self._parse_word(key, text, refuse)
             return
         try:
             value = parse_int(text)
@@ -151,6 +168,26 @@ class Params:
             log(f"Unable to parse RAID parameter: {key}")
             raise refuse("Unable to parse RAID parameter")
 
+    def _parse_word(self, key: str, text: str, refuse: Refuse) -> None:
+        if key == "raid10_format":
+            self._once(key, "Only one 'raid10_format' argument pair allowed", refuse)
+            if self.kind.level != 10:
+                raise refuse("'raid10_format' is an invalid parameter for this RAID type")
+            text = text.lower()
+            if text not in _FORMATS:
+                raise refuse("Invalid 'raid10_format' value given")
+        elif key == "journal_dev":
+            self._once(key, "Only one raid4/5/6 set journaling device allowed", refuse)
+            if not self.kind.parity:
+                raise refuse("'journal_dev' is an invalid parameter for this RAID type")
+        else:
+            if "journal_dev" not in self.given:
+                raise refuse("raid4/5/6 'journal_mode' is invalid without 'journal_dev'")
+            self._once(key, "Only one raid4/5/6 'journal_mode' argument allowed", refuse)
+            if text.lower() not in _JOURNAL_MODES:
+                raise refuse("Invalid 'journal_mode' argument")
+        self.given[key] = text
+
     def _parse_index(self, key: str, value: int, refuse: Refuse) -> None:
         if key == "write_mostly" and self.kind.level != 1:
             raise refuse("write_mostly option is only valid for RAID1")
@@ -161,6 +198,7 @@ class Params:
             raise refuse("rebuild for this index already given")
         chosen.add(value)
         self.given[key] = ""
+        self.write_mostlies += key == "write_mostly"
 
     def _check_value(self, key: str, value: int, refuse: Refuse) -> None:
         if key == "max_write_behind":
@@ -177,6 +215,12 @@ class Params:
                 raise refuse("Bogus stripe cache entries value")
         elif key in ("min_recovery_rate", "max_recovery_rate") and value < 0:
             raise refuse(f"{key} out of range")
+        elif key == "data_offset":
+            if value < 0 or (value and (value < _RESHAPE_SPACE or value % _PAGE)):
+                raise refuse("Bogus data_offset value")
+        elif key == "delta_disks":
+            if not 1 <= abs(value) <= MAX_DEVICES - self.kind.least:
+                raise refuse("Too many delta_disk requested")
         elif key == "region_size":
             self.region_size = value & 0xFFFFFFFFFFFFFFFF
         elif key == "raid10_copies":
@@ -189,14 +233,17 @@ class Params:
             raise refuse("sync and nosync are mutually exclusive")
         if self.rebuild and ("sync" in self.given or "nosync" in self.given):
             raise refuse("sync/nosync and rebuild are mutually exclusive")
-        if len(self.write_mostly) >= self.devices:
+        if self.write_mostlies >= self.devices:
             raise refuse("Can't set all raid1 devices to write_mostly")
         fastest = int(self.given.get("max_recovery_rate", 0))
         if fastest and int(self.given.get("min_recovery_rate", 0)) > fastest:
             raise refuse("Bogus recovery rates")
         self._check_region_size(length, refuse, log)
-        if self.kind.level == 10 and self.copies > self.devices:
-            raise refuse("Not enough devices to satisfy specification")
+        if self.kind.level == 10:
+            if self.copies > self.devices:
+                raise refuse("Not enough devices to satisfy specification")
+            if self.is_near and "raid10_use_near_sets" in self.given:
+                raise refuse("RAID10 format 'near' and 'raid10_use_near_sets' are incompatible")
         if not self.given.keys() <= _VALID[self.kind.level]:
             raise refuse("Invalid flags combination")
 
@@ -223,6 +270,16 @@ class Params:
             raise refuse("Region size is not a power of 2")
         if size < self.chunk:
             raise refuse("Region size is smaller than the chunk size")
+
+    @property
+    def is_near(self) -> bool:
+        """Copies of a chunk lie next to each other."""
+        return self.given.get("raid10_format", "near") == "near"
+
+    @property
+    def reshapes(self) -> bool:
+        """The array is to get another shape."""
+        return "delta_disks" in self.given or self.given.get("data_offset", "0") != "0"
 
     def words(self) -> list[str]:
         """The parameters of a table line, the count of them first."""

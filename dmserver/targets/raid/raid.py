@@ -4,7 +4,7 @@ Arguments: those of `params`. `super` is what the metadata devices hold, `mirror
 the ways of data, `sync` is what goes on in the background.
 
 Not there, and refused: raid10's far and offset layouts, a journal, and all that changes the shape of a raid in place
-(takeover, reshape, `delta_disks`, `data_offset`). As in the kernel, raid10 needs metadata devices.
+(takeover, reshape, `delta_disks`, a `data_offset` but 0). As in the kernel, raid10 needs metadata devices.
 """
 
 from __future__ import annotations
@@ -36,6 +36,9 @@ from .sync import Sync
 
 __all__ = ["Raid"]
 
+#: Sectors of a journal at least (`MIN_RAID456_JOURNAL_SPACE`), and entries of a stripe cache (`NR_STRIPES`).
+JOURNAL_SPACE, STRIPES = 8192, 256
+
 _INVALID = "Unable to assemble array: Invalid superblocks"
 
 
@@ -57,11 +60,14 @@ class Raid(Target):
         count = self._number(args, 0, len(args) - 1, "Cannot understand number of raid parameters")
         after = Arguments(argv[2 + count :])
         complaint = "Cannot understand number of raid devices parameters"
-        devices = self._number(after, 1, min((len(after) - 1) // 2, MAX_DEVICES), complaint)
+        devices = self._number(after, 1, (len(after) - 1) // 2, complaint)
+        if devices > MAX_DEVICES:
+            raise self.refuse("Invalid number of supplied raid devices")
         if devices <= kind.parity:
             raise self.refuse("Insufficient number of devices")
         self.params = Params(kind, devices)
         self.params.parse(args, count, self.len, self.refuse, self.log)
+        self._refuse_journal()
         args.shift()
         self.max_io_len = self.params.chunk or int(self.params.given.get("region_size", 0))
         self.members = [self._member(number, args) for number in range(devices)]
@@ -69,16 +75,56 @@ class Raid(Target):
         self.persistent = any(member.meta for member in self.members)
         self.array = self._create_array()
         self._analyse_superblocks()
+        if not any(member.data for member in self.members):
+            raise self.refuse("Invalid rdev size")
+        if self.params.reshapes or (self.persistent and not self.params.is_near):
+            raise self.refuse("Reshape not supported")
         self._run()
         self.sync = Sync(self.array, int(self.params.given.get("max_recovery_rate", 0)))
         self.suspended, self._resumed = True, False
-        self.num_discard_bios = int(not kind.parity)
+        self._asked = ""
+        if kind.parity:
+            self._set_stripe_cache()
+        self._configure_discards()
 
     def _number(self, args: Arguments, least: int, most: int, complaint: str) -> int:
         try:
             return args.number(least, most)
         except ValueError:
             raise self.refuse(complaint) from None
+
+    def _refuse_journal(self) -> None:
+        """A journal is not there; before that its device may be missing, or too small."""
+        if path := self.params.given.get("journal_dev"):
+            journal = self.get_device(path, "raid4/5/6 journal device lookup failure")
+            if journal.bdev.size < JOURNAL_SPACE:
+                raise self.refuse("No space for raid4/5/6 journal", errno.ENOSPC)
+            raise self.refuse("Failed to run raid array")
+
+    def _set_stripe_cache(self) -> None:
+        """`rs_set_raid456_stripe_cache`; we have no such cache."""
+        entries = int(self.params.given.get("stripe_cache", STRIPES))
+        least = self.params.chunk // 2
+        if entries < least:
+            self.log(f"Adjusting requested {entries} stripe cache entries to {least} to suit stripe size")
+            entries = least
+        if entries != STRIPES:
+            if not 16 < entries <= 32768:
+                raise self.refuse("Failed to set raid4/5/6 stripe cache size")
+            self.log(f"{entries} stripe cache entries")
+        if "stripe_cache" in self.params.given:
+            self.params.given["stripe_cache"] = str(entries)
+
+    def _configure_discards(self) -> None:
+        """`configure_discard_support`: those of parity would have to read zeroes for sure."""
+        for member in self.members:
+            if member.data is None or not member.data.bdev.limits.discard:
+                return
+            if self.params.kind.parity:
+                self.log("raid456 discard support disabled due to discard_zeroes_data uncertainty.")
+                self.log("Set dm-raid.devices_handle_discard_safely=Y to override.")
+                return
+        self.num_discard_bios = 1
 
     def _member(self, number: int, args: Arguments) -> Member:
         """`parse_dev_params`."""
@@ -158,8 +204,6 @@ class Raid(Target):
             self.log(f"Device {member.number} specified for rebuild; clearing superblock")
         if freshest is None:
             self.log("Superblocks created for new raid set")
-            if self.params.kind.level == 6 and "nosync" in self.params.given:
-                raise self.refuse("'nosync' not allowed for new raid6 set")
             if not rebuilds and "nosync" not in self.params.given:
                 self.array.resync_at = 0
         elif new and not rebuilds:
@@ -301,8 +345,11 @@ class Raid(Target):
 
     def resume(self) -> None:
         self.suspended, self._resumed = False, True
+        asked, self._asked = self._asked, ""
         if self.params.kind.level:
             self.sync.thaw()
+            if asked and not self.sync.action:
+                self.sync.request(asked)
 
     # -- messages ---------------------------------------------------------------------------------------
 
@@ -312,7 +359,8 @@ class Raid(Target):
         if self.params.kind.level == 0:
             raise TargetError(errno.EINVAL)
         if self.suspended:
-            raise TargetError(errno.EBUSY)
+            self._message_suspended(action)
+            return
         self.sync.frozen = action == "frozen"
         if action in ("idle", "frozen"):
             self.sync.interrupt()
@@ -325,6 +373,13 @@ class Raid(Target):
             raise TargetError(errno.EINVAL)
         else:
             self.sync.wake()
+
+    def _message_suspended(self, action: str) -> None:
+        """What is asked for now begins with the resume."""
+        if action not in ("idle", "frozen", "resync", "recover", "check", "repair"):
+            raise TargetError(errno.EINVAL)
+        if action in ("check", "repair"):
+            self._asked = action
 
     # -- what it tells ----------------------------------------------------------------------------------
 

@@ -66,9 +66,38 @@ def dirty(bench: Bench, disk: int) -> list[int]:
 @pytest.mark.parametrize(
     ("params", "text"),
     [
-        ("raid10_far 1 64 2 - 1:0 - 1:1", "Unrecognised raid_type"),
+        ("raid10_near_far 1 64 2 - 1:0 - 1:1", "Unrecognised raid_type"),
+        ("raid10_far 1 64 2 - 1:0 - 1:1", "Failed to run raid array"),
+        ("raid10 3 64 raid10_format OFFSET 2 - 1:0 - 1:1", "Failed to run raid array"),
+        ("raid10 3 64 raid10_format far 2 1:2 1:0 1:3 1:1", "Reshape not supported"),
+        ("raid10 3 64 raid10_format x 2 - 1:0 - 1:1", "Invalid 'raid10_format' value given"),
+        ("raid1 3 0 raid10_format near 2 - 1:0 - 1:1", "'raid10_format' is an invalid parameter for this RAID type"),
+        (
+            "raid10 2 64 raid10_use_near_sets 2 - 1:0 - 1:1",
+            "RAID10 format 'near' and 'raid10_use_near_sets' are incompatible",
+        ),
+        (
+            "raid10 3 64 raid10_use_near_sets raid10_use_near_sets 2 - 1:0 - 1:1",
+            "Only one 'raid10_use_new_sets' argument allowed",
+        ),
+        ("raid1 0 2 - 1:0 - 1:1", "Bad numerical argument given in raid params"),
+        ("raid1 0 2", "Cannot understand number of raid devices parameters"),
+        ("raid6_zr 2 64 nosync 4 - 1:0 - 1:1 - 1:2 - 1:3", "Invalid flags combination"),
+        ("raid1 3 0 journal_dev 1:2 2 - 1:0 - 1:1", "'journal_dev' is an invalid parameter for this RAID type"),
+        ("raid5_ls 3 64 journal_dev 77:7 3 - 1:0 - 1:1 - 1:2", "raid4/5/6 journal device lookup failure"),
+        (
+            "raid5_ls 3 64 journal_mode writeback 3 - 1:0 - 1:1 - 1:2",
+            "raid4/5/6 'journal_mode' is invalid without 'journal_dev'",
+        ),
+        ("raid5_ls 5 64 journal_dev 1:3 journal_mode x 3 - 1:0 - 1:1 - 1:2", "Invalid 'journal_mode' argument"),
+        ("raid5_ls 3 64 data_offset 8191 3 - 1:0 - 1:1 - 1:2", "Bogus data_offset value"),
+        ("raid5_ls 3 64 delta_disks 0 3 - 1:0 - 1:1 - 1:2", "Too many delta_disk requested"),
+        ("raid5_ls 3 64 delta_disks 1 3 - 1:0 - 1:1 - 1:2", "Reshape not supported"),
+        ("raid5_ls 3 64 stripe_cache 32769 3 - 1:0 - 1:1 - 1:2", "Failed to set raid4/5/6 stripe cache size"),
+        ("raid5_ls 3 8 stripe_cache 16 3 - 1:0 - 1:1 - 1:2", "Failed to set raid4/5/6 stripe cache size"),
+        ("raid1 5 0 write_mostly 1 write_mostly 1 2 - 1:0 - 1:1", "Can't set all raid1 devices to write_mostly"),
         ("raid5_ls 1 4 3 - 1:0 - 1:1 - 1:2", "Chunk size value is too small"),
-        ("raid5_ls 1 x 3 - 1:0 - 1:1 - 1:2", "Bad chunk size"),
+        ("raid5_ls 1 x 3 - 1:0 - 1:1 - 1:2", "Bad numerical argument given for chunk_size"),
         ("raid6_zr 1 64 2 - 1:0 - 1:1", "Insufficient number of devices"),
         ("raid1 3 0 sync sync 2 - 1:0 - 1:1", "Only one 'sync' argument allowed"),
         ("raid1 3 0 sync nosync 2 - 1:0 - 1:1", "sync and nosync are mutually exclusive"),
@@ -92,8 +121,70 @@ def test_refusals(params: str, text: str) -> None:
 
 
 def test_all_devices_missing() -> None:
-    assert Bench().refusal(Raid, SIZE, "raid1 1 0 2 - - - -") == (errno.EINVAL, "Failed to run raid array")
+    assert Bench().refusal(Raid, SIZE, "raid1 1 0 2 - - - -") == (errno.EINVAL, "Invalid rdev size")
     assert Bench().refusal(Raid, SIZE, "raid5_ls 1 64 3 - 1:0 - - - -") == (errno.EIO, "Failed to run raid array")
+
+
+@pytest.mark.parametrize(
+    ("params", "table", "lines"),
+    [
+        ("raid1 1 64 2 - 1:0 - 1:1", "raid1 1 0 2 - 1:0 - 1:1", ["Ignoring chunk size parameter for RAID 1"]),
+        (
+            "raid5_ls 5 64 stripe_cache 17 region_size 64 3 - 1:0 - 1:1 - 1:2",
+            "raid5_ls 5 64 stripe_cache 32 region_size 64 3 - 1:0 - 1:1 - 1:2",
+            ["Adjusting requested 17 stripe cache entries to 32 to suit stripe size", "32 stripe cache entries"],
+        ),
+        (
+            "raid4 5 64 region_size 64 data_offset 0 3 - 1:0 - 1:1 - 1:2",
+            "raid4 5 64 region_size 64 data_offset 0 3 - 1:0 - 1:1 - 1:2",
+            [],
+        ),
+    ],
+)
+def test_parameters_that_are_adjusted(params: str, table: str, lines: list[str]) -> None:
+    bench = Bench()
+    device = bench.mapper.create("r")
+    bench.table(device, (Raid, SIZE, params))
+    assert device.inactive is not None
+    assert device.inactive.targets[0].status(StatusType.TABLE) == table
+    told = [line for line in bench.mapper.events.lines if "md" not in line and "default region size" not in line]
+    assert told == [f"device-mapper: raid: {line}" for line in lines]
+
+
+def test_discards_need_all_devices_and_no_parity() -> None:
+    bench = Bench()
+    for disk in bench.disks[:2]:
+        disk.limits.discard = True
+    for params, can in (
+        ("raid1 1 0 2 - 1:0 - 1:1", True),
+        ("raid1 1 0 3 - 1:0 - 1:1 - -", False),
+        ("raid5_ls 1 64 2 - 1:0 - 1:1", False),
+    ):
+        device = bench.load("r", (Raid, SIZE, params))
+        assert device.limits.discard == can
+    assert list(bench.mapper.events.lines)[-2:] == [
+        "device-mapper: raid: raid456 discard support disabled due to discard_zeroes_data uncertainty.",
+        "device-mapper: raid: Set dm-raid.devices_handle_discard_safely=Y to override.",
+    ]
+
+
+def test_a_journal_that_is_too_small() -> None:
+    bench = Bench()
+    bench.load("tiny", (Linear, 8191, "1:9 0"))
+    params = "raid5_ls 3 64 journal_dev 253:0 3 - 1:0 - 1:1 - 1:2"
+    assert bench.refusal(Raid, SIZE, params) == (errno.ENOSPC, "No space for raid4/5/6 journal")
+
+
+def test_a_check_asked_for_while_suspended_begins_with_the_resume() -> None:
+    bench, device = synced()
+    bench.suspend(device)
+    for word in ("idle", "frozen", "check"):
+        message(device, word)
+    with pytest.raises(TargetError) as refusal:
+        message(device, "bogus")
+    assert refusal.value.errno == errno.EINVAL
+    bench.resume(device)
+    assert status(device).split()[4] == "check"
 
 
 def test_devices_that_are_too_small() -> None:
