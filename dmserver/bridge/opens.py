@@ -1,7 +1,8 @@
 """Open block devices of clients: which descriptor they get in the device's place, and when it is closed.
 
-A disk gives its backing file, a mapped device the file of a FUSE mount; reading, writing, mmap and AIO on them are the
-kernel's work. Rules:
+A mapped device gives a file of a FUSE mount; so does a disk that may be written, since the mount's file ends where the
+disk does, and its backing file would grow. To be read only, a disk gives its backing file. Reading, writing, mmap and
+AIO on them are the kernel's work. Rules:
 
 1. What is handed over is a fresh open file description with two marks that nothing else makes: the signal of
    F_SETSIG tells it from an ordinary open of the same file, and an open-file-description lock far behind every end
@@ -125,7 +126,7 @@ class Opens:
 
     def _data(self, device: BlockDevice, flags: int) -> int:
         """A fresh description of what holds the device's data; without O_DIRECT where the file system lacks it."""
-        path = f"/proc/self/fd/{device.fd}" if isinstance(device, Disk) else f"{self._mounted()}/dm-{device.dev[1]}"
+        path = self._path(device, writing=flags & os.O_ACCMODE != os.O_RDONLY)
         try:
             return os.open(path, flags | os.O_CLOEXEC)
         except OSError as error:
@@ -133,20 +134,32 @@ class Opens:
                 raise
             return os.open(path, flags & ~os.O_DIRECT | os.O_CLOEXEC)
 
-    def _mounted(self) -> str:
-        """The directory of mapped devices, mounted when the first is opened. OSError(EIO), after the reason was
-        told on standard error."""
-        if self._mount is None:
-            directory = tempfile.mkdtemp(prefix="dm")
-            try:
-                from dmserver.io.fusefs import FuseMount
+    def _path(self, device: BlockDevice, *, writing: bool) -> str:
+        """Where FUSE is not to be had, a disk is its backing file even to be written; OSError(EIO) for a mapped device,
+        after the reason was told on standard error."""
+        backing = f"/proc/self/fd/{device.fd}" if isinstance(device, Disk) else ""
+        if isinstance(device, Disk) and (device.is_device or not writing):
+            return backing
+        try:
+            return "{}/{}:{}".format(self._mounted(), *device.dev)
+        except (ImportError, OSError) as error:
+            if backing:
+                return backing
+            print(f"dmserver: mapped devices cannot be read or written: {error}", file=sys.stderr, flush=True)
+            raise OSError(errno.EIO, os.strerror(errno.EIO)) from error
 
-                mount = FuseMount(self.mapper, directory, counts=False)
+    def _mounted(self) -> str:
+        """The directory of the mount, made when it is first needed. ImportError or OSError where that cannot be."""
+        if self._mount is None:
+            from dmserver.io.fusefs import FuseMount
+
+            directory = tempfile.mkdtemp(prefix="dm")
+            mount = FuseMount(self.mapper, directory, counts=False)
+            try:
                 mount.start()
-            except (ImportError, OSError) as error:
+            except OSError:
                 os.rmdir(directory)
-                print(f"dmserver: mapped devices cannot be read or written: {error}", file=sys.stderr, flush=True)
-                raise OSError(errno.EIO, os.strerror(errno.EIO)) from error
+                raise
             self._mount = mount
         return self._mount.directory
 

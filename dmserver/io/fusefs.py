@@ -1,4 +1,5 @@
-"""Mapped devices as files: `DIR/mapper/NAME`, and `DIR/dm-N` as a link to it. Extra `fuse` (mfusepy, libfuse).
+"""Mapped devices as files: `DIR/mapper/NAME`, and `DIR/dm-N` as a link to it; though not listed, any block device as
+`DIR/MAJOR:MINOR`. Extra `fuse` (mfusepy, libfuse).
 
 The files are cached in pages by the kernel, as block devices are, so that mmap works; a file that is opened anew is
 read anew, and O_DIRECT goes past the pages. Rules:
@@ -16,6 +17,7 @@ import ctypes
 import errno
 import logging
 import os
+import re
 import shutil
 import signal
 import stat
@@ -27,8 +29,8 @@ from typing import TYPE_CHECKING, Any
 from . import node
 
 if TYPE_CHECKING:
-    from ..model.dm_dev import DmDev
     from ..model.mapper import Mapper
+    from .blockdev import BlockDevice
 
 if find_library("fuse3"):
     os.environ.setdefault("FUSE_LIBRARY_NAME", "fuse3")  # mfusepy would rather have libfuse 2
@@ -44,6 +46,7 @@ _MNT_FORCE, _MNT_DETACH = 1, 2
 _CAP_ASYNC_DIO = 1 << 15
 _BLOCK = 4096
 _THREADS = 1000
+_NUMBERED = re.compile(r"/(\d+):(\d+)", re.ASCII)
 _log = logging.getLogger(__name__)
 
 
@@ -107,7 +110,7 @@ class _Files(mfusepy.Operations):  # type: ignore[misc]  # mfusepy has no types
         self.counts = counts
         self.ready = threading.Event()
         self._directory = os.getcwd()
-        self._handles: dict[int, DmDev] = {}
+        self._handles: dict[int, BlockDevice] = {}
         self._lock = threading.Lock()
 
     def init_with_config(self, conn: Any, config: Any) -> None:
@@ -118,7 +121,7 @@ class _Files(mfusepy.Operations):  # type: ignore[misc]  # mfusepy has no types
 
     # -- names ------------------------------------------------------------------------------------------
 
-    def _find(self, path: str) -> DmDev | str:
+    def _find(self, path: str) -> BlockDevice | str:
         """The device whose file this is, or where the link points."""
         if path.startswith("/mapper/"):
             if dev := self.mapper.by_name(path[len("/mapper/") :]):
@@ -127,6 +130,8 @@ class _Files(mfusepy.Operations):  # type: ignore[misc]  # mfusepy has no types
             dev = self.mapper.devices.get(int(path[4:]))
             if dev is not None:
                 return f"mapper/{dev.name}" if dev.name else dev
+        elif (match := _NUMBERED.fullmatch(path)) and (found := self.mapper.by_dev((int(match[1]), int(match[2])))):
+            return found
         raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), path)
 
     def getattr(self, path: str | None, fh: Any = None) -> dict[str, Any]:

@@ -54,6 +54,17 @@ def test_block_sizes(dm_run: Run, image: Path) -> None:
     assert done.stdout.split() == ["4096"] * 4 + ["1024"] * 6 + ["512"] * 3
 
 
+@needs("losetup")
+def test_a_disk_ends_where_its_file_does(dm_run: Run, image: Path) -> None:
+    pytest.importorskip("mfusepy", exc_type=ImportError)
+    script = """loop=$(losetup -f --show disk.img); tr '\\0' x </dev/zero | dd of=$loop bs=1M count=64 iflag=fullblock
+    echo past | dd of=$loop bs=1M seek=32; tail -c 4 $loop; losetup -d $loop"""
+    done = dm_run("sh", "-c", script, cwd=image.parent)
+    assert done.stdout == "xxxx"
+    assert done.stderr.count("No space left on device") == 2
+    assert image.stat().st_size == 32 << 20
+
+
 @needs("kpartx")
 @needs("sfdisk")
 def test_partitions_of_a_file(dm_run: Run, image: Path) -> None:

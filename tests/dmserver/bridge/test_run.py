@@ -123,11 +123,12 @@ def test_orphans_are_reaped() -> None:
 
 
 def test_without_fuse_the_reason_is_told() -> None:
-    script = "dmsetup create z --table '0 8 zero' && head -c 1 /dev/mapper/z"
+    script = """printf data >/dev/ram0; head -c 4 /dev/ram0
+    dmsetup create z --table '0 8 zero' && head -c 1 /dev/mapper/z"""
     code = "import sys; sys.modules['mfusepy'] = None; from dmserver.__main__ import main; sys.exit(main(sys.argv[1:]))"
-    command = [sys.executable, "-c", code, "run", "--", "sh", "-c", script]
+    command = [sys.executable, "-c", code, "run", "--pdev", "/dev/ram0=ram:1M", "--", "sh", "-c", script]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 1
+    assert (done.returncode, done.stdout) == (1, "data")
     assert "mapped devices cannot be read or written: FUSE needs mfusepy" in done.stderr
     assert "Input/output error" in done.stderr
 
