@@ -39,13 +39,14 @@ _UUID = _NAME + DM_NAME_LEN
 _LAST = _UUID + DM_UUID_LEN - 1
 
 _READONLY, _SUSPEND = int(DmFlag.READONLY), int(DmFlag.SUSPEND)
+_INTERNAL = int(DmFlag.INTERNAL_SUSPEND)
 _ACTIVE, _INACTIVE = int(DmFlag.ACTIVE_PRESENT), int(DmFlag.INACTIVE_PRESENT)
 _SECURE = int(DmFlag.SECURE_DATA)
 _DEFERRED, _QUERY_INACTIVE = int(DmFlag.DEFERRED_REMOVE), int(DmFlag.QUERY_INACTIVE)
 #: Bits that no request has a say in.
 CLEARED = ~int(DmFlag.BUFFER_FULL | DmFlag.UEVENT_GENERATED | DmFlag.SECURE_DATA | DmFlag.DATA_OUT)
 _UNSAID = CLEARED & ~_INACTIVE
-_STATE = ~int(DmFlag.SUSPEND | DmFlag.READONLY | DmFlag.ACTIVE_PRESENT | DmFlag.INTERNAL_SUSPEND)
+_STATE = ~(_SUSPEND | _READONLY | _ACTIVE | _INTERNAL)
 
 
 class Refusal(Exception):
@@ -235,6 +236,8 @@ def _state(device: DmDev, flags: int) -> tuple[int, int]:
     flags &= _STATE
     if device.suspended:
         flags |= _SUSPEND
+    if device.internal_suspends:
+        flags |= _INTERNAL
     if device.deferred_remove:
         flags |= _DEFERRED
     targets = 0

@@ -42,6 +42,7 @@ class DmDev(BlockDevice):
         self.slots: list[DmTable | None] = [None, None]
         self.cur_active = 0
         self.suspended = False
+        self.internal_suspends = 0  #: how often a target suspended this device (`internal_suspend_count`)
         self.deferred_remove = False
         self.has_disk = False
         self.diskseq = mapper.next_diskseq()

@@ -47,7 +47,7 @@ class _Mapping:
 
 
 class Pool(PoolState):
-    """`block_size` in sectors. `users`: targets that have it."""
+    """`block_size` in sectors. `users`: targets that have it, its `thins` among them."""
 
     def __init__(
         self, device: DmDev, metadata_device: BlockDevice, data_device: BlockDevice, size: int, metadata: ThinMetadata
@@ -55,6 +55,7 @@ class Pool(PoolState):
         super().__init__(device, metadata_device, data_device, metadata)
         self.block_size = size
         self.users = 0
+        self.thins: list[Thin] = []
         self.suspended = True
         self._low_water_triggered = self._scheduled = self._timer = False
         self._deferred: deque[tuple[Thin, Bio]] = deque()
@@ -70,8 +71,12 @@ class Pool(PoolState):
         """Bios of thin devices are held from now on."""
         with self.lock:
             self.suspended = True
+        for thin in self.thins:
+            thin.table.device.internal_suspends += 1
 
     def resume(self) -> None:
+        for thin in self.thins:
+            thin.table.device.internal_suspends -= 1
         with self.lock:
             self._low_water_triggered = self.suspended = False
             self._try_again()

@@ -94,12 +94,16 @@ class Thin(Target):
                 pool.metadata.close_device(self.device)
                 raise self.refuse("Unable to activate thin device while pool is suspended")
         self.shared(Pools).take(pool)
+        pool.thins.append(self)
         self.max_io_len = pool.block_size
         if pool.features.discard_enabled:
             self.discards_supported = True
             self.num_discard_bios = 1
 
     def dtr(self) -> None:
+        self.pool.thins.remove(self)
+        if self.pool.suspended:
+            self.table.device.internal_suspends -= 1
         with self.pool.lock:
             self.pool.metadata.close_device(self.device)
         self.shared(Pools).release(self.pool)

@@ -36,6 +36,7 @@ def client() -> LinuxClient:
         client.mapper.devices[1].open()
     client.mapper.devices[1].deferred_remove = True
     client.mapper.devices[1].event_nr = 77
+    client.mapper.devices[1].internal_suspends = 1
     return client
 
 

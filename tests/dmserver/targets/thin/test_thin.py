@@ -4,9 +4,12 @@ import errno
 import random
 
 import pytest
+from support.linux_client import LinuxClient
 from support.targets import Bench, FaultyDisk, log, message, pattern, read, start, status
 from support.thin import make_pool, write
 
+from dmproto.flags import DmFlag
+from dmproto.records import TargetMessage, TargetSpec
 from dmserver.io.bio import Bio, Op
 from dmserver.model.dm_dev import DmDev
 from dmserver.targets.thin.thin import Thin
@@ -61,6 +64,27 @@ def test_a_suspended_pool_lets_no_device_begin() -> None:
     pool = make_pool(bench)
     bench.suspend(pool)
     assert bench.refusal(Thin, 128, "253:0 0")[1] == "Unable to activate thin device while pool is suspended"
+
+
+def test_the_devices_of_a_suspended_pool_are_suspended_internally() -> None:
+    client = LinuxClient()
+    client.device("pool", (TargetSpec(start=0, length=16384, type="thin-pool", params="1:0 1:1 128 0"),))
+    client.ok("TARGET_MSG", TargetMessage(sector=0, message="create_thin 0"), name="pool")
+    table = (TargetSpec(start=0, length=128, type="thin", params="253:0 0"),)
+    for name in ("kept", "cleared"):
+        client.device(name, table) if name == "kept" else client.ok("DEV_CREATE", name=name)
+
+    def suspended() -> list[DmFlag]:
+        flags = [client.ok("DEV_STATUS", name=name).header.flags for name in ("kept", "cleared")]
+        return [each & DmFlag.INTERNAL_SUSPEND for each in flags]
+
+    client.ok("TABLE_LOAD", table, name="cleared")
+    client.ok("DEV_SUSPEND", name="pool", flags=DmFlag.SUSPEND)
+    assert suspended() == [DmFlag.INTERNAL_SUSPEND] * 2
+    client.ok("TABLE_CLEAR", name="cleared")
+    client.ok("DEV_SUSPEND", name="pool")
+    assert not any(suspended())
+    client.control.mapper.work.close()  # type: ignore[attr-defined]  # it is a ThreadWork
 
 
 def test_new_blocks_are_zeroed_unless_that_is_skipped() -> None:
