@@ -33,6 +33,7 @@ from ..persistent_data.block import BLOCK_SECTORS, Corrupt
 from ..persistent_data.metadata import METADATA_FAILURES, MetadataError, errno_of
 from ..persistent_data.space_map import MAX_METADATA_BLOCKS
 from .bios import Bios, CacheBio
+from .metadata import Mapping
 from .policy import KINDS, Policy, Settings
 from .state import CacheState, Features, IoMode, Mode
 from .store import Stores
@@ -173,28 +174,16 @@ class Cache(Target):
         self._sized = self._loaded = False
         try:
             self._may_write()
-            if features.io_mode is IoMode.PASSTHROUGH:
-                self._all_clean()
-                policy.migrates = False
         except TargetError:
             stores.release(self._store)
             raise
+        policy.migrates &= features.io_mode is not IoMode.PASSTHROUGH
 
     def _may_write(self) -> None:
         with self._store.changes() as actions:
             self._state.set_mode(Mode.WRITE, actions)
         if self._state.mode is not Mode.WRITE:
             raise self.refuse("Unable to get write access to metadata, please check/repair metadata.")
-
-    def _all_clean(self) -> None:
-        try:
-            with self._store.quiet():
-                dirty = self._store.metadata.first_dirty()
-        except METADATA_FAILURES:
-            raise self.refuse("dm_cache_metadata_all_clean() failed") from None
-        if dirty is not None:
-            self.log(f"cache block {dirty} is dirty", "cache metadata")
-            raise self.refuse("Cannot enter passthrough mode unless all blocks are clean")
 
     def dtr(self) -> None:
         self.shared(Stores).release(self._store)
@@ -281,6 +270,7 @@ class Cache(Target):
     def preresume(self) -> None:
         if not self._loaded and is_suspended(self.metadata_dev.bdev):
             raise TargetError(errno.EAGAIN)
+        self._can_resume()
         self._store.adopt(self._state)
         metadata = self._store.metadata
         with self._store.quiet() as actions:
@@ -294,6 +284,15 @@ class Cache(Target):
                 metadata.clean = False
         if in_use:
             self._store.commit()
+
+    def _can_resume(self) -> None:
+        """A table that failed to resume once is not tried again."""
+        if self._sized and not self._loaded:
+            complaint = "unable to resume cache due to missing proper cache table reload"
+            if self._state.mode is not Mode.WRITE:
+                complaint = "unable to resume a failed-loaded cache, please check metadata."
+            self._state.log(complaint)
+            raise TargetError(errno.EINVAL)
 
     def _read(self, actions: Actions) -> None:
         """Have all metadata in memory: later, nobody could wait for them."""
@@ -330,21 +329,45 @@ class Cache(Target):
     def _load(self, actions: Actions) -> None:
         """What is cached, and what is discarded."""
         state, metadata, kind = self._state, self._store.metadata, self._settings.kind
-        what = ("cache mappings", "dm_cache_load_mappings")
+        what = ("could not load cache mappings", "dm_cache_load_mappings")
         try:
             mappings = list(metadata.mappings(kind.name.encode(), kind.version[0], kind.hint_size))
             if len({mapping.oblock for mapping in mappings}) < len(mappings):
                 raise Corrupt("an origin block is cached twice")
-            what = ("origin discards", "dm_cache_load_discards")
+            mappings, gone = self._filter(mappings)
+            what = ("invalidation failed; couldn't update on disk metadata", "dm_cache_remove_mapping")
+            for mapping in gone:
+                metadata.remove(mapping.cblock)
+            what = ("could not load origin discards", "dm_cache_load_discards")
             discards = metadata.discards()
         except METADATA_FAILURES as failure:
-            state.log(f"could not load {what[0]}")
+            state.log(what[0])
             state.operation_failed(what[1], failure, actions)
             raise TargetError(errno_of(failure)) from None
         state.policy.load(mappings)
         state.dirty.update(mapping.cblock for mapping in mappings if mapping.dirty)
         state.discards.load(*discards)
         self._loaded = True
+
+    def _filter(self, mappings: list[Mapping]) -> tuple[list[Mapping], list[Mapping]]:
+        """Those of blocks that the origin has, and those that it has no more (`load_filtered_mapping`). TargetError
+        when a block is dirty that may not be."""
+        passthrough = self._state.features.io_mode is IoMode.PASSTHROUGH
+        kept: list[Mapping] = []
+        gone: list[Mapping] = []
+        for mapping in mappings:
+            inside = mapping.oblock < self._state.origin_blocks
+            if mapping.dirty and not inside:
+                raise self._too_dirty(errno.EFBIG, f"unable to shrink origin; cache block {mapping.cblock} is dirty")
+            if mapping.dirty and passthrough:
+                raise self._too_dirty(errno.EBUSY, "cannot enter passthrough mode unless all blocks are clean")
+            (kept if inside else gone).append(mapping)
+        return kept, gone
+
+    def _too_dirty(self, number: int, complaint: str) -> TargetError:
+        self._state.log(complaint)
+        self._state.log("could not load cache mappings")
+        return TargetError(number)
 
     def resume(self) -> None:
         with self._store.changes() as actions:

@@ -149,11 +149,11 @@ class CacheMetadata(Metadata[Superblock]):
     def resize(self, blocks: int) -> None:
         """For another number of cache blocks; those that go must be clean."""
         superblock, old = self._superblock, self.cache_blocks
-        if self.first_dirty(blocks) is not None:
+        dirty = self._first_dirty(blocks)
+        if dirty is not None:
+            where = "blocks_are_clean_separate_dirty: " if self._separate_dirty_bits else ""
             raise MetadataError(
-                errno.EINVAL,
-                f"cache block {self.first_dirty(blocks)} is dirty",
-                "unable to shrink cache due to dirty blocks",
+                errno.EINVAL, f"{where}cache block {dirty} is dirty", "unable to shrink cache due to dirty blocks"
             )
         superblock.mapping_root = self._mappings.resize(superblock.mapping_root, old, blocks)
         if self._separate_dirty_bits:
@@ -164,7 +164,7 @@ class CacheMetadata(Metadata[Superblock]):
         superblock.cache_blocks = blocks
         self.changed = True
 
-    def first_dirty(self, begin: int = 0) -> int | None:
+    def _first_dirty(self, begin: int) -> int | None:
         """The first cache block from `begin` on that the last suspension left dirty."""
         if begin >= self.cache_blocks:
             return None

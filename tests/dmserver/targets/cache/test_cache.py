@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.cache import BLOCK, DEVICES, check, load, make_cache, mapped, submit
+from support.cache import BLOCK, DEVICES, check, load, make_cache, mapped, ours, submit
 from support.constructors import replay
 from support.targets import Bench, FaultyDisk, log, message, pattern, status
 from support.volatile import Power, VolatileDisk
@@ -126,14 +126,37 @@ def test_only_a_clean_cache_is_passed_by() -> None:
     bench = Bench()
     device = make_cache(bench)
     submit(bench, device, Op.WRITE, 0, WHOLE)
-    bench.remove(device)
-    complaint = (errno.EINVAL, "Cannot enter passthrough mode unless all blocks are clean")
-    assert bench.refusal(Cache, 4096, f"{DEVICES} {BLOCK} 1 passthrough smq 0") == complaint
-    assert log(bench)[-1] == "device-mapper: cache metadata: cache block 0 is dirty"
+    for number in (errno.EBUSY, errno.EINVAL):
+        with pytest.raises(TargetError) as refusal:
+            load(bench, "1 passthrough smq 0") if number == errno.EBUSY else bench.resume(device)
+        assert refusal.value.errno == number
+    assert [line for line in log(bench) if "cache: 253" in line] == [
+        "device-mapper: cache: 253:0: cannot enter passthrough mode unless all blocks are clean",
+        "device-mapper: cache: 253:0: could not load cache mappings",
+        "device-mapper: cache: 253:0: unable to resume cache due to missing proper cache table reload",
+    ]
     device = load(bench, "0 cleaner 0")
     bench.work.advance(1)
-    bench.remove(device)
     load(bench, "1 passthrough smq 0")
+
+
+def test_an_origin_shrinks_to_what_is_not_dirty() -> None:
+    bench = Bench()
+    device = make_cache(bench)
+    for block in (0, 40):
+        submit(bench, device, Op.WRITE, block * BLOCK, WHOLE)
+    with pytest.raises(TargetError) as refusal:
+        load(bench, "0 smq 0", sectors=32 * BLOCK)
+    assert refusal.value.errno == errno.EFBIG
+    assert [line for line in log(bench) if "shrink" in line] == [
+        NAME + "unable to shrink origin; cache block 1 is dirty"
+    ]
+    load(bench, "0 cleaner 0")
+    bench.work.advance(1)
+    load(bench, "0 smq 0", sectors=32 * BLOCK)
+    assert status(device).split()[3] == "1/8"
+    bench.remove(device)
+    assert ours(bench) == {0: 0}
 
 
 def test_messages() -> None:
