@@ -35,6 +35,7 @@ class Bio:
     storage when it completes. `bdev` is the device it is going to; a target's `map` redirects it by setting
     `bdev` and `sector`. `per_bio` is the target's own instance of its `per_bio_data`; `target_bio_nr` counts the
     copies that a target asked for (`num_flush_bios` ...), from 0. `depth`: how many mapped devices it came through.
+    `tags`: for a device that keeps some (`limits.integrity`), those of the bio's blocks, which a READ fills; else None.
     `error` is 0 or an errno.
     """
 
@@ -49,6 +50,7 @@ class Bio:
         "op",
         "per_bio",
         "sector",
+        "tags",
         "target_bio_nr",
     )
 
@@ -71,6 +73,7 @@ class Bio:
         self.fua = fua
         self.bdev = bdev
         self.per_bio: Any = None
+        self.tags: memoryview | None = None
         self.target_bio_nr = 0
         self.depth = 0
         self.error = 0

@@ -10,7 +10,14 @@ from typing import Any, NamedTuple
 
 from dmproto.wire import SECTOR_SIZE
 
-__all__ = ["QueueLimits"]
+__all__ = ["IntegrityProfile", "QueueLimits"]
+
+
+class IntegrityProfile(NamedTuple):
+    """A device keeps `tag_size` bytes for each block of `interval` bytes: `Bio.tags` (`struct blk_integrity`)."""
+
+    tag_size: int
+    interval: int
 
 
 class QueueLimits:
@@ -26,6 +33,8 @@ class QueueLimits:
     discard_granularity: int = 0
     write_zeroes: bool = False
     rotational: bool = False
+    #: What is kept beside the data; it does not stack.
+    integrity: IntegrityProfile | None = None
 
     def stack(self, below: QueueLimits, start: int = 0) -> bool:
         """Take in the limits of a device underneath that is used from sector `start` on (`blk_stack_limits`).

@@ -252,6 +252,11 @@ class _Split:
         start = (sector - bio.sector) * SECTOR_SIZE
         data = bio.data[start : start + length * SECTOR_SIZE] if bio.data is not None else None
         part = Bio(bio.op, sector, length, data, lambda part: self._end_part(target, part), fua=bio.fua)
+        if bio.tags is not None:
+            first, last = (
+                len(bio.tags) * at // bio.nr_sectors for at in (sector - bio.sector, sector - bio.sector + length)
+            )
+            part.tags = bio.tags[first:last]
         part.depth = bio.depth + 1
         part.target_bio_nr = number
         with self.lock:

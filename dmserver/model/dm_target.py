@@ -32,7 +32,7 @@ from dmproto.wire import SECTOR_SIZE
 from ..io.bio import Bio, Op
 from ..io.blockdev import BlockDevice
 from ..io.kcopyd import Kcopyd
-from ..io.limits import QueueLimits
+from ..io.limits import IntegrityProfile, QueueLimits
 from ..io.submit import TURN, is_suspended, run_apart, wait_for
 from .args import Arguments, parse_sector, parse_u32, parse_uint, split_args, wrapped
 from .dm_pdev import DmPdev
@@ -49,6 +49,7 @@ __all__ = [
     "DmPdev",
     "EndIo",
     "Extent",
+    "IntegrityProfile",
     "Kcopyd",
     "MapResult",
     "Op",

@@ -4,7 +4,8 @@ Arguments: CIPHER KEY IV_OFFSET DEVICE START [NUM OPTION...]. CIPHER is `aes-xts
 `capi:xts(aes)-plain64`; KEY is hexadecimal, `-` for none, or names a key of the kernel's keyring (see
 `model.keyring`). Reads are decrypted when they come back, writes are encrypted into a buffer of their own.
 
-The IV mode random is refused as on a device without room for integrity tags, which none here has.
+With the option `integrity:SIZE:aead`, or with random IVs, each sector has SIZE bytes beside it, which the device
+underneath keeps: one of the type integrity without a hash of its own.
 """
 
 from __future__ import annotations
@@ -25,14 +26,17 @@ from ...model.dm_target import (
     Target,
     TargetError,
     parse_sector,
-    parse_u32,
     wrapped,
 )
 from ...model.keyring import Keyring
+from ..shash import allocate as allocate_shash
+from .aead import Aead, BadMessageError, allocate_aead
+from .convert import Converter, SectorFormat
 from .elephant import Elephant
-from .ivmode import Benbi, Eboiv, IvMode, Plain, Plain64, Plain64Be, Tcw
+from .ivmode import Benbi, Eboiv, IvMode, Plain, Plain64, Plain64Be, Random, Tcw
 from .lmk import Lmk
-from .skcipher import Data, Skcipher, allocate
+from .skcipher import Skcipher, allocate
+from .spec import Spec, parse_spec
 
 __all__ = ["Crypt"]
 
@@ -47,7 +51,7 @@ IV_MODES: dict[str, type[IvMode]] = {
     "elephant": Elephant,
     "lmk": Lmk,
     "tcw": Tcw,
-    "random": IvMode,
+    "random": Random,
 }
 MAX_TAG_SIZE = 480
 #: Options that change nothing but the status line: there are no crypt queues to steer.
@@ -61,7 +65,6 @@ FLAG_OPTIONS = (
 _INTEGRITY = re.compile(r"integrity:([0-9]+):(.*)\Z")
 _SECTOR_SIZE = re.compile(r"sector_size:([0-9]+)\Z")
 _KEYRING = re.compile(r":([0-9]+):(.*)\Z")
-U64 = (1 << 64) - 1
 _KEY_TYPES = ("logon", "user", "encrypted", "trusted")
 
 
@@ -92,7 +95,7 @@ class Crypt(Target):
         if self.key_size < 0:
             raise self.refuse("Cannot parse key size")
         self._parse_options(Arguments(argv[5:]))
-        self._allocate_cipher(cipher)
+        self._set_cipher(cipher)
         self._set_first_key(key)
         self.suspended = False
         self.iv_offset = self._sector(iv_offset, "Invalid iv_offset sector")
@@ -100,8 +103,15 @@ class Crypt(Target):
             raise self.refuse("Invalid iv_offset sector")
         self.dev = self.get_device(path)
         self.start = self._sector(start, "Invalid device sector")
-        if self.iv_mode == "random":
-            raise self.refuse("Integrity profile not supported.")
+        if self.is_aead or self.iv_mode == "random":
+            self._check_integrity()
+        self.converter = Converter(
+            self.ciphers,
+            self.iv,
+            SectorFormat(
+                self.sector_size, self.iv_offset, self.iv_large_sectors, self.tag_size, self.iv_mode == "random"
+            ),
+        )
 
     def _sector(self, text: str, complaint: str) -> int:
         try:
@@ -111,7 +121,8 @@ class Crypt(Target):
 
     def _parse_options(self, args: Arguments) -> None:
         self.flags: set[str] = set()
-        self.integrity = ""
+        self.tag_size = 0
+        self.integrity_profile = ""
         self.sector_size = SECTOR_SIZE
         self.iv_large_sectors = False
         if not args:
@@ -133,7 +144,7 @@ class Crypt(Target):
                 raise self.refuse("Invalid integrity arguments")
             if match[2].lower() not in ("aead", "none"):
                 raise self.refuse("Unknown integrity profile")
-            self.integrity = f"{wrapped(match[1], 32)}:{match[2]}"
+            self.tag_size, self.integrity_profile = wrapped(match[1], 32), match[2]
         elif match := _SECTOR_SIZE.match(option):
             size = wrapped(match[1], 16)
             if not SECTOR_SIZE <= size <= 4096 or size & size - 1:
@@ -146,68 +157,65 @@ class Crypt(Target):
         else:
             raise self.refuse("Invalid feature arguments")
 
-    def _allocate_cipher(self, text: str) -> None:
+    @property
+    def is_aead(self) -> bool:
+        """The cipher authenticates, too (`crypt_integrity_aead`)."""
+        return self.integrity_profile.lower() == "aead"
+
+    def _set_cipher(self, text: str) -> None:
         self.cipher_string = text
-        aead = self.integrity.lower().endswith(":aead")
-        if text.startswith("capi:"):
-            count, api, iv_mode = self._parse_capi(text[len("capi:") :])
-        elif "(" in text or aead:
-            raise self.refuse("Bad cipher specification")
-        else:
-            count, api, iv_mode = self._parse_legacy(text)
         try:
-            if aead:
-                raise LookupError(f"no AEAD cipher {api!r}")
-            self.ciphers: list[Skcipher] = [allocate(api) for _ in range(count)]
+            spec = parse_spec(text, aead=self.is_aead)
+        except ValueError as failure:
+            raise self.refuse(str(failure)) from None
+        self._allocate_cipher(spec)
+        iv_size = self.any_cipher.iv_size
+        if spec.iv_mode is not None and not iv_size:
+            self.log("Selected cipher does not support IVs")
+        self.iv_mode = "null" if spec.iv_mode is None or not iv_size else spec.iv_mode
+        if self.iv_mode not in IV_MODES:
+            raise self.refuse("Invalid IV mode")
+        try:
+            self.key_parts, self.key_extra_size = IV_MODES[self.iv_mode].split_key(self.key_size, spec.keys, iv_size)
+        except ValueError:
+            raise self.refuse("Unknown error") from None
+
+    def _allocate_cipher(self, spec: Spec) -> None:
+        if spec.hmac:
+            try:
+                allocate_shash(spec.hmac)
+            except LookupError:
+                raise self.refuse("Invalid AEAD cipher spec", errno.ENOMEM) from None
+        self.ciphers: list[Skcipher] | Aead
+        try:
+            self.ciphers = allocate_aead(spec.api) if self.is_aead else [allocate(spec.api) for _ in range(spec.keys)]
         except LookupError:
             raise self.refuse("Error allocating crypto tfm", errno.ENOENT) from None
         except ValueError:
             raise self.refuse("Error allocating crypto tfm") from None
-        if iv_mode is not None and not self.ciphers[0].iv_size:
-            self.log("Selected cipher does not support IVs")
-            iv_mode = None
-        self.iv_mode = iv_mode or "null"
-        if self.iv_mode not in IV_MODES or iv_mode == "":
-            raise self.refuse("Invalid IV mode")
-        try:
-            self.key_parts, self.key_extra_size = IV_MODES[self.iv_mode].split_key(
-                self.key_size, count, self.ciphers[0].iv_size
-            )
-        except ValueError:
-            raise self.refuse("Unknown error") from None
 
-    def _parse_capi(self, text: str) -> tuple[int, str, str | None]:
-        """`API[-IV[:OPTIONS]]`, as (number of keys, name of the cipher, IV mode)."""
-        text, options = _cut_last(text, ":")
-        api, iv_mode = _cut_last(text, "-")
-        if iv_mode == "essiv":
-            if options is None:
-                raise self.refuse("Digest algorithm missing for ESSIV mode")
-            api = f"essiv({api},{options})"
-        return 64 if iv_mode == "lmk" else 1, api, iv_mode
+    @property
+    def any_cipher(self) -> Skcipher | Aead:
+        """What all ciphers have in common is asked of the first."""
+        return self.ciphers if isinstance(self.ciphers, Aead) else self.ciphers[0]
 
-    def _parse_legacy(self, text: str) -> tuple[int, str, str | None]:
-        """`CIPHER[:KEYCOUNT]-MODE-IV[:OPTIONS]`, likewise."""
-        words, rest = _cut(text, "-")
-        cipher, keys = _cut(words, ":")
-        mode, rest = _cut(rest, "-")
-        iv_mode, options = _cut(rest, ":")
-        try:
-            count = 1 if keys is None else parse_u32(keys)
-            if not count or count & count - 1:
-                raise ValueError(f"{count}: expected a power of two")
-        except ValueError:
-            raise self.refuse("Bad cipher key count specification") from None
-        if mode is None or (mode == "plain" and iv_mode is None):
-            mode, iv_mode = "cbc", "plain"
-        if mode != "ecb" and iv_mode is None:
-            raise self.refuse("IV mechanism required")
-        api = f"{mode}({cipher})"
-        if iv_mode == "essiv":
-            if options is None:
-                raise self.refuse("Digest algorithm missing for ESSIV mode")
-            api = f"essiv({api},{options})"
-        return count, api, iv_mode
+    def _check_integrity(self) -> None:
+        """The device underneath keeps our tags (`crypt_integrity_ctr`)."""
+        profile = self.dev.bdev.limits.integrity
+        if profile is None:
+            raise self.refuse("Integrity profile not supported.")
+        if profile.tag_size != self.tag_size:
+            raise self.refuse("Integrity profile tag size mismatch.")
+        if profile.interval != self.sector_size:
+            raise self.refuse("Integrity profile sector size mismatch.")
+        iv_size = self.any_cipher.iv_size if self.iv_mode == "random" else 0
+        if isinstance(self.ciphers, Aead):
+            try:
+                self.ciphers.set_auth_size(self.tag_size - iv_size)
+            except ValueError:
+                raise self.refuse("Integrity AEAD auth tag size is not supported.") from None
+        elif iv_size != self.tag_size:
+            raise self.refuse("Not enough space for integrity tag in the profile.")
 
     # -- the key ----------------------------------------------------------------------------------------
 
@@ -217,7 +225,7 @@ class Crypt(Target):
         except TargetError as refusal:
             raise self.refuse("Error decoding and setting key", refusal.errno) from None
         try:
-            self.iv = IV_MODES[self.iv_mode](self.ciphers[0], self.sector_size)
+            self.iv = IV_MODES[self.iv_mode](self.any_cipher, self.sector_size)
         except ValueError:
             raise self.refuse("Error creating IV") from None
         try:
@@ -245,8 +253,9 @@ class Crypt(Target):
             extra = len(key) - self.key_extra_size
             if extra < 0:
                 raise ValueError(f"{len(key)} bytes of key: expected {self.key_extra_size} for the IV alone")
-            part = extra // len(self.ciphers)
-            for number, cipher in enumerate(self.ciphers):
+            ciphers: Sequence[Skcipher | Aead] = [self.ciphers] if isinstance(self.ciphers, Aead) else self.ciphers
+            part = extra // len(ciphers)
+            for number, cipher in enumerate(ciphers):
                 cipher.set_key(key[number * part : (number + 1) * part])
         except ValueError:
             raise TargetError(errno.EINVAL) from None
@@ -306,34 +315,26 @@ class Crypt(Target):
             return MapResult.KILL
         bio.per_bio.sector = sector
         if bio.op is Op.WRITE:
-            bio.data = memoryview(self._crypt(bio.data, sector, encrypt=True))
+            data, tags = self.converter.encrypt(bio.data, sector)
+            bio.data = memoryview(data)
+            bio.tags = memoryview(tags) if self.tag_size else None
+        elif self.tag_size:
+            blocks = bio.nr_sectors * SECTOR_SIZE // self.sector_size
+            bio.tags = memoryview(bytearray(self.tag_size * blocks))
         return MapResult.REMAPPED
 
     def end_io(self, bio: Bio, error: int) -> int:
-        if bio.op is Op.READ and not error:
-            assert bio.data is not None
-            bio.data[:] = memoryview(self._crypt(bio.data, bio.per_bio.sector, encrypt=False))
-        return error
-
-    def _crypt(self, data: memoryview, sector: int, *, encrypt: bool) -> Data:
-        """`sector` of the target, without the IV offset."""
-        step = self.sector_size // SECTOR_SIZE
-        first = sector + self.iv_offset
-        sectors = [at & U64 for at in range(first, first + len(data) // SECTOR_SIZE, step)]
-        counted = [at // step for at in sectors] if self.iv_large_sectors else sectors
-
-        def crypt(data: Data, ivs: Sequence[bytes]) -> Data:
-            if len(self.ciphers) == 1:
-                cipher = self.ciphers[0]
-                return cipher.encrypt(data, ivs) if encrypt else cipher.decrypt(data, ivs)
-            out = bytearray()
-            for number, (at, iv) in enumerate(zip(sectors, ivs, strict=True)):
-                cipher = self.ciphers[at & len(self.ciphers) - 1]
-                part = data[number * self.sector_size : (number + 1) * self.sector_size]
-                out += cipher.encrypt(part, [iv]) if encrypt else cipher.decrypt(part, [iv])
-            return out
-
-        return self.iv.encrypt(data, counted, crypt) if encrypt else self.iv.decrypt(data, counted, crypt)
+        if bio.op is not Op.READ or error:
+            return error
+        assert bio.data is not None
+        sector = bio.per_bio.sector
+        try:
+            bio.data[:] = memoryview(self.converter.decrypt(bio.data, sector, bio.tags or b""))
+        except BadMessageError as bad:
+            at = sector + bad.number * (self.sector_size // SECTOR_SIZE)
+            self.log(f"dm-{self.table.device.minor}: INTEGRITY AEAD ERROR, sector {at}")
+            return errno.EILSEQ
+        return 0
 
     # -- what it tells ----------------------------------------------------------------------------------
 
@@ -341,8 +342,8 @@ class Crypt(Target):
         if kind is StatusType.INFO:
             return ""
         options = [option for option in FLAG_OPTIONS if option in self.flags]
-        if self.integrity:
-            options.append(f"integrity:{self.integrity}")
+        if self.tag_size:
+            options.append(f"integrity:{self.tag_size}:{self.integrity_profile}")
         if self.sector_size != SECTOR_SIZE:
             options.append(f"sector_size:{self.sector_size}")
         if self.iv_large_sectors:
@@ -354,12 +355,13 @@ class Crypt(Target):
     def ima_status(self) -> str:
         values: dict[str, object] = {option: option in self.flags for option in FLAG_OPTIONS}
         values["iv_large_sectors"] = self.iv_large_sectors
-        if self.integrity:
-            values["integrity_tag_size"], values["cipher_auth"] = self.integrity.split(":")
+        if self.tag_size:
+            values["integrity_tag_size"], values["cipher_auth"] = self.tag_size, self.integrity_profile
         if self.sector_size != SECTOR_SIZE:
             values["sector_size"] = self.sector_size
         values |= {"cipher_string": self.cipher_string, "key_size": self.key_size}
-        values |= {"key_parts": self.key_parts, "key_extra_size": self.key_extra_size, "key_mac_size": 0}
+        values |= {"key_parts": self.key_parts, "key_extra_size": self.key_extra_size}
+        values["key_mac_size"] = self.ciphers.mac_size if isinstance(self.ciphers, Aead) else 0
         return self.ima_line(values)
 
     def iterate_devices(self) -> Iterator[tuple[DmPdev, int, int]]:
@@ -369,20 +371,6 @@ class Crypt(Target):
         limits.logical_block_size = max(limits.logical_block_size, self.sector_size)
         limits.physical_block_size = max(limits.physical_block_size, self.sector_size)
         limits.io_min = max(limits.io_min, self.sector_size)
-
-
-def _cut(text: str | None, at: str) -> tuple[str | None, str | None]:
-    """What is before and behind the first `at`; None for what is not there at all (`strsep`)."""
-    if text is None:
-        return None, None
-    first, found, rest = text.partition(at)
-    return first, rest if found else None
-
-
-def _cut_last(text: str, at: str) -> tuple[str, str | None]:
-    """Likewise, at the last one (`strrchr`)."""
-    first, found, rest = text.rpartition(at)
-    return (first, rest) if found else (text, None)
 
 
 def _key_size(text: str) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from operator import add, sub
 
+from .aead import Aead
 from .ivmode import Crypter, Eboiv
 from .lanes import Lanes
 from .skcipher import Data, Skcipher, allocate, xor
@@ -45,7 +46,7 @@ class Elephant(Eboiv):
             raise ValueError(f"{size} bytes of key: expected {2 * MAX_KEY_SIZE} at most")
         return 2, size // 2
 
-    def __init__(self, cipher: Skcipher, sector_size: int) -> None:
+    def __init__(self, cipher: Skcipher | Aead, sector_size: int) -> None:
         super().__init__(cipher, sector_size)
         self._ecb = allocate("ecb(aes)")
 

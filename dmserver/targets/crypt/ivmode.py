@@ -5,12 +5,14 @@ Those of loop-AES (lmk) and BitLocker (elephant) are in files of their own.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 
 from ..shash import allocate
+from .aead import Aead
 from .skcipher import Data, Skcipher, xor
 
-__all__ = ["Benbi", "Crypter", "Eboiv", "IvMode", "Plain", "Plain64", "Plain64Be", "Tcw"]
+__all__ = ["U64", "Benbi", "Crypter", "Eboiv", "IvMode", "Plain", "Plain64", "Plain64Be", "Random", "Tcw"]
 
 U64 = (1 << 64) - 1
 
@@ -29,8 +31,7 @@ class IvMode:
         end are the mode's."""
         return parts, 0
 
-    def __init__(self, cipher: Skcipher, sector_size: int) -> None:
-        self._cipher = cipher
+    def __init__(self, cipher: Skcipher | Aead, sector_size: int) -> None:
         self._size = cipher.iv_size
         self._sector_size = sector_size
 
@@ -70,7 +71,7 @@ class Plain64Be(IvMode):
 class Benbi(IvMode):
     """Blocks of the cipher are counted, from 1 on."""
 
-    def __init__(self, cipher: Skcipher, sector_size: int) -> None:
+    def __init__(self, cipher: Skcipher | Aead, sector_size: int) -> None:
         super().__init__(cipher, sector_size)
         self._blocks = 512 // cipher.block_size
 
@@ -78,18 +79,28 @@ class Benbi(IvMode):
         return (sector * self._blocks + 1 & U64).to_bytes(self._size, "big")
 
 
+class Random(IvMode):
+    """A write has another each time; it is kept beside the sector, whence a read has it (`Converter`)."""
+
+    def iv(self, sector: int) -> bytes:
+        return os.urandom(self._size)
+
+
 class Eboiv(IvMode):
     """Each sector's offset in bytes, encrypted as if it were the IV of a block of zeroes (BitLocker in CBC mode)."""
 
-    def __init__(self, cipher: Skcipher, sector_size: int) -> None:
+    def __init__(self, cipher: Skcipher | Aead, sector_size: int) -> None:
         super().__init__(cipher, sector_size)
+        if isinstance(cipher, Aead):
+            raise ValueError("AEAD transforms not supported for EBOIV")
+        self._encrypt = cipher.encrypt
         if cipher.block_size != cipher.iv_size:
             raise ValueError("Block size of EBOIV cipher does not match IV size of block cipher")
 
     def ivs(self, sectors: Sequence[int]) -> list[bytes]:
         size = self._size
         offsets = [(sector * self._sector_size & U64).to_bytes(size, "little") for sector in sectors]
-        encrypted = bytes(self._cipher.encrypt(bytes(size * len(offsets)), offsets))
+        encrypted = bytes(self._encrypt(bytes(size * len(offsets)), offsets))
         return [encrypted[at : at + size] for at in range(0, len(encrypted), size)]
 
 
@@ -103,7 +114,7 @@ class Tcw(IvMode):
     def split_key(cls, size: int, parts: int, iv_size: int) -> tuple[int, int]:
         return parts + 2, iv_size + cls.WHITENING_SIZE
 
-    def __init__(self, cipher: Skcipher, sector_size: int) -> None:
+    def __init__(self, cipher: Skcipher | Aead, sector_size: int) -> None:
         super().__init__(cipher, sector_size)
         if sector_size != 512:
             raise ValueError("Unsupported sector size for TCW")

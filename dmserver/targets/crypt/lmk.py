@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from itertools import cycle
 from math import floor, sin
 
+from .aead import Aead
 from .ivmode import Crypter, IvMode
 from .lanes import Lanes
 from .skcipher import Data, Skcipher, xor
@@ -66,7 +67,7 @@ class Lmk(IvMode):
         """A key that is no multiple of the ciphers' has a seed behind them."""
         return (parts, 0) if size % parts == 0 else (parts + 1, size // (parts + 1))
 
-    def __init__(self, cipher: Skcipher, sector_size: int) -> None:
+    def __init__(self, cipher: Skcipher | Aead, sector_size: int) -> None:
         super().__init__(cipher, sector_size)
         if sector_size != 512:
             raise ValueError("Unsupported sector size for LMK")

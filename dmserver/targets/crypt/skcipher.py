@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.ciphers import CipherContext
     from cryptography.hazmat.primitives.ciphers.modes import Mode
 
-__all__ = ["Data", "Skcipher", "allocate", "xor"]
+__all__ = ["Data", "Essiv", "Skcipher", "allocate", "needs_cryptography", "xor"]
 
 BLOCK = 16
 Data = bytes | bytearray | memoryview
@@ -194,12 +194,13 @@ class Essiv(Skcipher):
             raise ValueError(f"{self.digest} gives {len(self.salt)} bytes, which is no key for AES")
 
     def encrypt(self, data: Data, ivs: Sequence[bytes]) -> Data:
-        return self.inner.encrypt(data, self._encrypted(ivs))
+        return self.inner.encrypt(data, self.salted(ivs))
 
     def decrypt(self, data: Data, ivs: Sequence[bytes]) -> Data:
-        return self.inner.decrypt(data, self._encrypted(ivs))
+        return self.inner.decrypt(data, self.salted(ivs))
 
-    def _encrypted(self, ivs: Sequence[bytes]) -> list[bytes]:
+    def salted(self, ivs: Sequence[bytes]) -> list[bytes]:
+        """The IVs that the cipher within gets."""
         salted = self.inner.blocks(b"".join(ivs), encrypt=True, key=self.salt)
         return [salted[at : at + BLOCK] for at in range(0, len(salted), BLOCK)]
 
@@ -223,12 +224,17 @@ def allocate(name: str) -> Skcipher:
     if name == "ecb(cipher_null)":
         return Null()
     if (match := _MODE.match(name)) and match[2] == "aes" and match[1] in _MODES:
-        try:
-            import cryptography  # noqa: F401  # is it there?
-        except ImportError:
-            raise LookupError(f"cipher {name!r} needs the package `cryptography` (extra `crypt`)") from None
+        needs_cryptography(name)
         return _MODES[match[1]]()
     raise LookupError(f"no cipher {name!r}")
+
+
+def needs_cryptography(name: str) -> None:
+    """LookupError when the package is not there that has the cipher called `name`."""
+    try:
+        import cryptography  # noqa: F401  # is it there?
+    except ImportError:
+        raise LookupError(f"cipher {name!r} needs the package `cryptography` (extra `crypt`)") from None
 
 
 def xor(*parts: Data) -> bytes:

@@ -20,6 +20,7 @@ from ...model.dm_target import (
     Arguments,
     Bio,
     DmPdev,
+    IntegrityProfile,
     MapResult,
     Op,
     QueueLimits,
@@ -328,6 +329,8 @@ class Integrity(Target):
         if (sector | count) & size - 1:
             self.log(f"Bio not aligned on {size} sectors: {sector:#x}, {count:#x}")
             return MapResult.KILL
+        if bio.tags is not None and not self._takes(bio.tags, count // size):
+            return MapResult.KILL
         if bio.op is not Op.READ and self.mode == "R":
             return MapResult.KILL
         if bio.op is Op.DISCARD:
@@ -335,10 +338,21 @@ class Integrity(Target):
             return MapResult.SUBMITTED
         assert bio.data is not None
         if bio.op is Op.READ:
-            self.queue.start(self.io.read(sector, bio.data), bio.endio)
+            self.queue.start(self.io.read(sector, bio.data, bio.tags), bio.endio)
         else:
-            self.queue.start(self.io.write(sector, bio.data, fua=bio.fua), lambda error: self._written(bio, error))
+            job = self.io.write(sector, bio.data, bio.tags, fua=bio.fua)
+            self.queue.start(job, lambda error: self._written(bio, error))
         return MapResult.SUBMITTED
+
+    def _takes(self, tags: memoryview, blocks: int) -> bool:
+        """Whether these are tags of so many blocks, and we have no hash to make others."""
+        if self.hash is not None:
+            self.log("Unexpected integrity data when using internal hash")
+        elif len(tags) != blocks * self.layout.tag_size:
+            self.log(f"Invalid integrity data size {len(tags)}, expected {blocks * self.layout.tag_size}")
+        else:
+            return True
+        return False
 
     def _written(self, bio: Bio, error: int) -> None:
         """Commit what was written in a while, if nothing else makes us; before a suspension that has begun is over."""
@@ -463,3 +477,5 @@ class Integrity(Target):
         size = self.numbers["block_size"]
         if size > SECTOR_SIZE:
             limits.logical_block_size = limits.physical_block_size = limits.io_min = size
+        if self.hash is None:
+            limits.integrity = IntegrityProfile(self.layout.tag_size, size)

@@ -158,36 +158,46 @@ class IntegrityIo:
     # -- bios -------------------------------------------------------------------------------------------
 
     @_job
-    def read(self, sector: int, data: memoryview) -> Steps:
-        """Fill `data` from `sector` on; EILSEQ when it is not what was written."""
+    def read(self, sector: int, data: memoryview, tags: memoryview | None = None) -> Steps:
+        """Fill `data` from `sector` on, and `tags` if they are not ours; EILSEQ when it is not what was written."""
         yield from self._do(Request(Op.READ, self._data, self._layout.data_sector(sector), data))
+        if tags is not None:
+            tags[:] = yield from self._read_tags(sector, len(tags))
         if self.pending:
-            for at, block in self._blocks(sector, data):
+            size = self._layout.tag_size
+            for number, (at, block) in enumerate(self._blocks(sector, data)):
                 if entry := self.pending.get(at):
                     block[:] = entry.data
+                    if tags is not None:
+                        tags[number * size : (number + 1) * size] = entry.tag
         sb = self._layout.sb
         if sb.flags & SbFlag.RECALCULATING and sector + len(data) // SECTOR_SIZE > sb.recalc_sector:
             return
         if self._hash is not None:
-            tags = yield from self._read_tags(sector, len(data) // self._block_size * self._layout.tag_size)
-            self._check(sector, data, tags)
+            found = yield from self._read_tags(sector, len(data) // self._block_size * self._layout.tag_size)
+            self._check(sector, data, found)
 
     @_job
-    def write(self, sector: int, data: memoryview, *, fua: bool) -> Steps:
+    def write(self, sector: int, data: memoryview, tags: memoryview | None = None, *, fua: bool) -> Steps:
+        """`tags`: those of the data, if they are not ours."""
         if self._limit:
-            for (at, block), tag in zip(self._blocks(sector, data), self._tags(sector, data), strict=True):
+            size = self._layout.tag_size
+            made = self._tags(sector, data) if tags is None else _cut(tags, size)
+            for (at, block), tag in zip(self._blocks(sector, data), made, strict=True):
                 self.pending.pop(at, None)
                 self.pending[at] = Entry(at, bytes(block), tag)
                 if len(self.pending) >= self._limit:
                     yield from self._commit()
         else:
-            yield from self._write_through(sector, data)
+            yield from self._write_through(sector, data, tags)
         if fua:
             yield from self._flush()
 
-    def _write_through(self, sector: int, data: memoryview) -> Steps:
+    def _write_through(self, sector: int, data: memoryview, tags: memoryview | None) -> Steps:
         yield from self._do(Request(Op.WRITE, self._data, self._layout.data_sector(sector), data))
-        if self._hash is not None:
+        if tags is not None:
+            yield from self._write_tags(sector, bytes(tags))
+        elif self._hash is not None:
             yield from self._write_tags(sector, b"".join(self._tags(sector, data)))
 
     @_job
@@ -318,3 +328,7 @@ class IntegrityIo:
         if left <= RECALC_SECTORS or self._recalculated % RECALC_WRITE_SUPER == 0:
             yield from self._flush_devices()
             yield from self._do(self._superblock(), "writing superblock")
+
+
+def _cut(tags: memoryview, size: int) -> list[bytes]:
+    return [bytes(tags[at : at + size]) for at in range(0, len(tags), size)]

@@ -47,7 +47,22 @@ def test_recorded_constructors() -> None:
         (f"aes-cbc-plain {KEY} 0 1:0 0 9", (errno.EINVAL, "Invalid number of feature args")),
         (f"aes-cbc-plain {KEY} 0 1:0 0 1 integrity:0:none", (errno.EINVAL, "Invalid integrity arguments")),
         (f"aes-cbc-plain {KEY} 0 1:0 0 1 integrity:16:x", (errno.EINVAL, "Unknown integrity profile")),
-        (f"capi:gcm(aes)-plain64 {KEY} 0 1:0 0 1 integrity:16:aead", (errno.ENOENT, "Error allocating crypto tfm")),
+        (f"capi:aegis128-plain64 {KEY} 0 1:0 0 1 integrity:16:aead", (errno.ENOENT, "Error allocating crypto tfm")),
+        (f"capi:gcm(aes)-plain64 {KEY} 0 1:0 0 1 integrity:16:none", (errno.ENOENT, "Error allocating crypto tfm")),
+        (
+            f"capi:gcm(aes)-plain64 {KEY} 0 1:0 0 1 integrity:16:aead",
+            (errno.EINVAL, "Integrity profile not supported."),
+        ),
+        (f"aes-gcm-plain64 {KEY} 0 1:0 0 1 integrity:16:aead", (errno.EINVAL, "Bad cipher specification")),
+        (
+            f"capi:authenc(hmac(md9),cbc(aes))-plain64 {KEY} 0 1:0 0 1 integrity:16:aead",
+            (errno.ENOMEM, "Invalid AEAD cipher spec"),
+        ),
+        (
+            f"capi:authenc(hmac(sha256),cbc(aes))-plain64 {KEY[2:]} 0 1:0 0 1 integrity:32:aead",
+            (errno.EINVAL, "Error decoding and setting key"),
+        ),
+        (f"capi:gcm(aes)-eboiv {KEY} 0 1:0 0 1 integrity:16:aead", (errno.EINVAL, "Error creating IV")),
         (f"aes-cbc-tcw {KEY} 0 1:0 0", (errno.EINVAL, "Error decoding and setting key")),
         (f"aes-cbc-tcw {KEY[:32]} 0 1:0 0", (errno.EINVAL, "Error decoding and setting key")),
         (f"aes-cbc-tcw {KEY}{KEY} 0 1:0 0 1 sector_size:1024", (errno.EINVAL, "Error creating IV")),

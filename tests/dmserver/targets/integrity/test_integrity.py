@@ -331,3 +331,41 @@ integritysetup close v
     assert lines[0] == "failures: 0", done
     assert lines[1] == "dd: error reading '/dev/mapper/v': Invalid or incomplete multibyte or wide character"
     assert lines[2:] == ["failed", "failures: 1"]
+
+
+def submit_with_tags(device: DmDev, bio: Bio, tags: bytes) -> int:
+    bio.tags = memoryview(bytearray(tags))
+    ended: list[Bio] = []
+    bio.done = ended.append
+    device.submit_bio(bio)
+    (done,) = ended
+    return done.error
+
+
+@pytest.mark.parametrize("mode", ["J", "D"])
+def test_tags_that_others_make(mode: str) -> None:
+    bench = Bench()
+    device = load(bench, f"1:0 0 4 {mode} 2 interleave_sectors:64 fix_padding")
+    assert device.limits.integrity == (4, 512)
+    data = memoryview(bytearray(pattern(1, 60, 8)))
+    assert submit_with_tags(device, Bio(Op.WRITE, 60, 8, data), bytes(range(32))) == 0
+    for settled in (False, True):
+        if settled:
+            flush(device)
+        bio = Bio(Op.READ, 62, 4, memoryview(bytearray(2048)))
+        assert submit_with_tags(device, bio, bytes(16)) == 0
+        assert bio.tags == bytes(range(8, 24))
+        assert bio.data == pattern(1, 62, 4)
+
+
+def test_tags_that_do_not_fit() -> None:
+    bench = Bench()
+    device = load(bench, "1:0 0 4 J 0")
+    assert submit_with_tags(device, Bio(Op.READ, 0, 2, memoryview(bytearray(1024))), bytes(7)) == errno.EIO
+    other = bench.load("other", (Integrity, SIZE, f"1:1 0 - J 1 {CRC}"))
+    assert other.limits.integrity is None
+    assert submit_with_tags(other, Bio(Op.READ, 0, 2, memoryview(bytearray(1024))), bytes(8)) == errno.EIO
+    assert log(bench)[-2:] == [
+        "Invalid integrity data size 7, expected 8",
+        "Unexpected integrity data when using internal hash",
+    ]
