@@ -6,7 +6,7 @@ tree: level 0 holds the digests of data blocks, each further level those of the 
 the single block on top.
 
 With use_fec_from_device, fec_blocks, fec_start and fec_roots, what does not match is mended if possible: `fec`.
-Signed root hashes are not there: their option is refused as by a kernel built without.
+A root hash may be signed (root_hash_sig_key_desc), but there is no key that a signature could be trusted for.
 restart_on_corruption and panic_on_corruption fail the bio, as the default does: no machine is ours to restart.
 """
 
@@ -32,6 +32,7 @@ from ...model.dm_target import (
     parse_sector,
     parse_u32,
 )
+from ...model.keyring import Keyring
 from .. import shash
 from .fec import MAX_ROOTS, MIN_ROOTS, Fec, Layout
 
@@ -48,6 +49,7 @@ CACHE_SIZE = 8 << 20
 BLOCK_TYPES = ("data", "metadata")
 MODES = ("ignore_corruption", "restart_on_corruption", "panic_on_corruption")
 FEC_OPTIONS = ("use_fec_from_device", "fec_blocks", "fec_start", "fec_roots")
+SIGNATURE_OPTION = "root_hash_sig_key_desc"
 FLAGS = ("ignore_zero_blocks", "check_at_most_once", "try_verify_in_tasklet")
 
 
@@ -148,6 +150,7 @@ class Verity(Target):
         self.flags: set[str] = set()
         self.fec_dev: DmPdev | None = None
         self.fec_blocks = self.fec_start = self.fec_roots = 0
+        signed = False
         while words:
             word = words.shift()
             option = word.lower()
@@ -156,7 +159,11 @@ class Verity(Target):
                     raise self.refuse("Conflicting error handling parameters")
                 self.mode = option
             elif option in FLAGS:
+                if option == "check_at_most_once" and self.data_blocks > INT_MAX:
+                    raise self.refuse("device too large to use check_at_most_once", errno.E2BIG)
                 self.flags.add(option)
+            elif option == SIGNATURE_OPTION:
+                signed = self._find_signature(words)
             elif option in FEC_OPTIONS:
                 if not words:
                     raise self.refuse("FEC feature arguments require a value")
@@ -164,6 +171,17 @@ class Verity(Target):
             else:
                 self.log(f"Unrecognized verity feature request: {word}")
                 raise self.refuse("Unrecognized verity feature request")
+        if signed:
+            raise self.refuse("Root hash verification failed", errno.ENOKEY)
+
+    def _find_signature(self, words: Arguments) -> bool:
+        """Whether the key with a signature, which the next word describes, has anything in it."""
+        if not words:
+            raise self.refuse("DM Verity Sig Verification Signature key not specified")
+        signature = self.shared(Keyring).get(("user", words.shift()))
+        if signature is None:
+            raise self.refuse("DM Verity Sig Verification Invalid key specified", errno.ENOKEY)
+        return bool(signature)
 
     def _parse_fec_option(self, option: str, value: str) -> None:
         if option == "use_fec_from_device":
@@ -187,12 +205,14 @@ class Verity(Target):
             raise self.refuse("Missing fec_blocks")
         if self.fec_blocks < self.data_blocks + self.hash_end - self.hash_start:
             raise self.refuse("Invalid fec_blocks")
-        if self.hash.bdev.bytes // self.hash_block < self.fec_blocks - self.data_blocks:
+        if self.hash.bdev.bytes // self.hash_block < self.hash_start + self.fec_blocks - self.data_blocks:
             raise self.refuse("Hash device is too small for fec_blocks", errno.E2BIG)
         layout = Layout(self.data, self.data_blocks, self.hash, self.hash_start, self.data_block)
         fec = Fec(self, self.fec_dev, self.fec_blocks, self.fec_start, self.fec_roots, layout)
-        if self.fec_dev.bdev.bytes - self.fec_start * self.data_block < fec.rounds * self.fec_roots:
+        if max(self.fec_dev.bdev.bytes // self.data_block - self.fec_start, 0) < fec.rounds * self.fec_roots:
             raise self.refuse("FEC device is too small", errno.E2BIG)
+        if self.data.bdev.bytes // self.data_block < self.data_blocks:
+            raise self.refuse("Data device is too small", errno.E2BIG)
         return fec
 
     def _lay_out(self) -> None:
@@ -368,6 +388,11 @@ class Verity(Target):
             if self.corrupted_errors == MAX_CORRUPTED_ERRORS:
                 self.log(f"{self.data.number}: reached maximum errors")
         return self.mode != "ignore_corruption"
+
+    def postsuspend(self) -> None:
+        """What was verified of the tree may be another by the resume (`dm_bufio_client_reset`)."""
+        with self._lock:
+            self._cache.clear()
 
     # -- what it tells ----------------------------------------------------------------------------------
 

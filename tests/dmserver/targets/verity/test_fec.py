@@ -123,9 +123,30 @@ def test_an_unreadable_fec_device(formatted: dict[int, tuple[bytes, bytes, str]]
             "use_fec_from_device 1:2 fec_roots 2 fec_blocks 9999",
             (errno.E2BIG, "Hash device is too small for fec_blocks"),
         ),
+        (
+            "4096 4096",
+            "use_fec_from_device 1:2 fec_roots 2 fec_blocks 2056",
+            (errno.E2BIG, "Hash device is too small for fec_blocks"),
+        ),
+        (
+            "4096 4096",
+            "use_fec_from_device 1:2 fec_roots 24 fec_blocks 99 fec_start 2025",
+            (errno.E2BIG, "FEC device is too small"),
+        ),
+        (
+            "4096 4096",
+            "use_fec_from_device 1:2 fec_roots 24 fec_blocks 99 fec_start 9999",
+            (errno.E2BIG, "FEC device is too small"),
+        ),
     ],
 )
 def test_refusals(sizes: str, options: str, expected: tuple[int, str]) -> None:
     words = options.split()
-    params = f"1 1:0 1:1 {sizes} 8 0 sha256 {'0' * 64} - {len(words)} {options}"
+    params = f"1 1:0 1:1 {sizes} 8 1 sha256 {'0' * 64} - {len(words)} {options}"
     assert Bench().refusal(Verity, 64, params, read_only=True) == expected
+
+
+def test_data_that_are_not_there_are_not_mended() -> None:
+    options = "6 use_fec_from_device 1:2 fec_roots 2 fec_blocks 2076"
+    params = f"1 1:0 1:1 4096 4096 2049 0 sha256 {'0' * 64} - {options}"
+    assert Bench().refusal(Verity, 64, params, read_only=True) == (errno.E2BIG, "Data device is too small")

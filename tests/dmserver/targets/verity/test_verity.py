@@ -13,6 +13,7 @@ from support.targets import Bench, pattern, read, start, status, write
 
 from dmserver.io.bio import Op
 from dmserver.model.dm_target import StatusType
+from dmserver.model.keyring import Keyring
 from dmserver.targets.verity.verity import Verity
 
 BLOCK = 4096
@@ -79,6 +80,28 @@ def test_refusals(params: str, message: str) -> None:
     assert Bench().refusal(Verity, 64, params, read_only=True) == (errno.EINVAL, message)
 
 
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ("1 root_hash_sig_key_desc", (errno.EINVAL, "DM Verity Sig Verification Signature key not specified")),
+        ("2 root_hash_sig_key_desc lost", (errno.ENOKEY, "DM Verity Sig Verification Invalid key specified")),
+        ("2 root_hash_sig_key_desc signed", (errno.ENOKEY, "Root hash verification failed")),
+        ("3 root_hash_sig_key_desc signed bogus", (errno.EINVAL, "Unrecognized verity feature request")),
+    ],
+)
+def test_nobody_trusts_a_signature(options: str, expected: tuple[int, str]) -> None:
+    bench = Bench()
+    bench.mapper.shared[Keyring] = Keyring({("user", "signed"): b"pkcs7", ("logon", "lost"): b"pkcs7"})
+    params = f"1 1:0 1:1 4096 4096 8 0 sha256 {ROOT} - {options}"
+    assert bench.refusal(Verity, 64, params, read_only=True) == expected
+
+
+def test_too_many_blocks_to_check_only_once() -> None:
+    params = f"1 1:0 1:1 4096 4096 {1 << 31} 0 sha256 {ROOT} - 1 check_at_most_once"
+    expected = (errno.E2BIG, "device too large to use check_at_most_once")
+    assert Bench().refusal(Verity, 64, params, read_only=True) == expected
+
+
 def test_the_number_of_options_is_checked_before_devices() -> None:
     refusal = Bench().refusal(Verity, 64, f"2 77:7 1:1 4096 4096 8 0 sha256 {ROOT} - 15", read_only=True)
     assert refusal == (errno.EINVAL, "Invalid number of feature args")
@@ -105,6 +128,17 @@ def test_hash_blocks_are_read_once() -> None:
     read(device, 0, 2400)
     read(device, 0, 2400)
     assert bench.disks[1].log == [(Op.READ, 8, 8), (Op.READ, 16, 8), (Op.READ, 24, 8), (Op.READ, 32, 8)]
+
+
+def test_hash_blocks_are_read_again_after_a_suspension() -> None:
+    bench = Bench()
+    device = scene(bench)
+    read(device, 0, 8)
+    bench.suspend(device)
+    write(bench.disks[1], 8, bytes(32 * 512))
+    bench.resume(device)
+    with pytest.raises(OSError, match="5"):
+        read(device, 0, 8)
 
 
 def test_a_corrupted_data_block() -> None:
