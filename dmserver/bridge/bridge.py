@@ -7,6 +7,7 @@ import os
 import shutil
 import stat
 import tempfile
+from contextlib import suppress
 from functools import cached_property
 from struct import unpack_from
 from typing import TYPE_CHECKING
@@ -161,10 +162,10 @@ class Bridge:
     def _shadow_file(self, path: bytes, content: bytes) -> bytes:
         real = self.paths.shadow + path
         os.makedirs(os.path.dirname(real), exist_ok=True)
-        fresh = real + b"~"
-        with open(fresh, "wb") as file:
+        with suppress(FileNotFoundError):  # open descriptors keep the old one; a rename over it would wait for the disk
+            os.unlink(real)
+        with open(real, "wb") as file:
             file.write(content)
-        os.rename(fresh, real)
         return real
 
     def _locate(self, caller: Caller, name: str) -> str:
