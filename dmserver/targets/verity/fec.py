@@ -1,81 +1,27 @@
 """Forward error correction for verity (Linux `drivers/md/dm-verity-fec.c`).
 
 Data blocks, and the hash blocks behind them, are cut into columns of `rounds` blocks; byte n of all columns together is
-the message of Reed-Solomon code n over GF(256) (polynomial 0x11d, roots 1, a, a**2 ...), whose parity of `roots` bytes
-lies at n * roots on the FEC device. So a block shares its codes with one block of each other column.
+the message of Reed-Solomon code n, whose parity of `roots` bytes lies at n * roots on the FEC device. So a block shares
+its codes with one block of each other column.
 
 A block known to be bad is an erasure. Alone, it is what the first syndrome says; several are found by a system of
-equations, one syndrome each. All is done for whole blocks at a time. Bad hash blocks are mended only when alone.
+equations, one syndrome each, for whole blocks at a time. When that mends nothing, because too many blocks are bad or
+hash blocks are, too, each code is corrected by itself: its own errors may be few.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ...model.dm_target import SECTOR_SIZE, BlockDevice, DmPdev, Op, Target
 from ..steps import Request, gather
+from .reed_solomon import correct, solve, syndrome, xor
 
 __all__ = ["MAX_ROOTS", "MIN_ROOTS", "Fec", "Layout"]
 
 RSM = 255
 MIN_ROOTS, MAX_ROOTS = 2, 24
-
-
-def _tables() -> tuple[list[int], list[int]]:
-    exp, log, value = [0] * 510, [0] * 256, 1
-    for power in range(255):
-        exp[power] = exp[power + 255] = value
-        log[value] = power
-        value = value << 1 ^ (0x11D if value >> 7 else 0)
-    return exp, log
-
-
-_EXP, _LOG = _tables()
-
-
-def _times(a: int, b: int) -> int:
-    return _EXP[_LOG[a] + _LOG[b]] if a and b else 0
-
-
-def _inverse(a: int) -> int:
-    return _EXP[255 - _LOG[a]]
-
-
-#: `bytes.translate` tables: multiplication by each element.
-_BY = [bytes(_times(a, b) for b in range(256)) for a in range(256)]
-
-
-def _xor(a: bytes, b: bytes) -> bytes:
-    return (int.from_bytes(a, "little") ^ int.from_bytes(b, "little")).to_bytes(len(a), "little")
-
-
-def _syndrome(power: int, columns: Iterable[bytes], size: int) -> bytes:
-    """The received polynomial at a**power, for each byte of the blocks."""
-    table = _BY[_EXP[power]]
-    total = bytes(size)
-    for column in columns:
-        total = _xor(total.translate(table), column)
-    return total
-
-
-def _solve(places: Sequence[int], syndromes: list[bytes]) -> list[bytes]:
-    """The error at each of `places` (numbers of columns), from as many syndromes."""
-    count = len(places)
-    rows = [[_EXP[(RSM - 1 - place) * power % 255] for place in places] for power in range(count)]
-    right = list(syndromes)
-    for at in range(count):
-        pivot = next(row for row in range(at, count) if rows[row][at])
-        rows[at], rows[pivot], right[at], right[pivot] = rows[pivot], rows[at], right[pivot], right[at]
-        scale = _inverse(rows[at][at])
-        rows[at] = [_times(scale, value) for value in rows[at]]
-        right[at] = right[at].translate(_BY[scale])
-        for row in range(count):
-            factor = rows[row][at]
-            if row != at and factor:
-                rows[row] = [value ^ _times(factor, own) for value, own in zip(rows[row], rows[at], strict=True)]
-                right[row] = _xor(right[row], right[at].translate(_BY[factor]))
-    return right
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,19 +77,19 @@ class Fec:
                 return
             parity = parts.pop()
             columns = [*parts, *(parity[root :: self.roots] for root in range(self.roots))]
-            errors = [_syndrome(0, columns, size)]
+            errors = [syndrome(0, columns, size)]
             if finish(columns[place], errors):
                 return
             places = [place, *(at for at, block in enumerate(members) if at != place and is_bad(block, columns[at]))]
-            if not 1 < len(places) <= self.roots:
-                done(None)
+            syndromes = [syndrome(power, columns, size) for power in range(self.roots)]
+            if 1 < len(places) <= self.roots and finish(columns[place], solve(places, syndromes[: len(places)])):
                 return
-            syndromes = [_syndrome(power, columns, size) for power in range(len(places))]
-            if not finish(columns[place], _solve(places, syndromes)):
+            found = correct(syndromes)
+            if not found or not finish(columns[place], [found.pop(place, bytes(size)), *found.values()]):
                 done(None)
 
-        def finish(bad: bytes, errors: list[bytes]) -> bool:
-            mended = _xor(bad, errors[0])
+        def finish(bad: bytes, errors: Sequence[bytes]) -> bool:
+            mended = xor(bad, errors[0])
             if not is_good(mended):
                 return False
             corrected = sum(size - error.count(0) for error in errors)

@@ -87,6 +87,36 @@ def test_one_more_is_too_many(formatted: dict[int, tuple[bytes, bytes, str]]) ->
     assert status(device) == "C"
 
 
+def spoil_byte(bench: Bench, disk: int, block: int, byte: int) -> None:
+    sector = block * 8 + byte // 512
+    data = bytearray(read(bench.disks[disk], sector))
+    data[byte % 512] ^= 0x55
+    write(bench.disks[disk], sector, bytes(data))
+
+
+@needs_veritysetup
+@pytest.mark.parametrize("roots", [2, 8])
+def test_many_blocks_that_share_no_bad_code(formatted: dict[int, tuple[bytes, bytes, str]], roots: int) -> None:
+    bench = Bench()
+    device, _ = scene(bench, formatted, roots)
+    for number in range(0, 20, 2):
+        spoil_byte(bench, 0, number, 100 * number)
+    assert read(device, 0, BLOCKS * 8) == pattern(1, 0, BLOCKS * 8)
+    assert status(device) == "V"
+    assert bench.mapper.events.lines[-1] == "device-mapper: verity-fec: 1:0: FEC 0: corrected 10 errors"
+
+
+@needs_veritysetup
+def test_hash_blocks_beside_data_blocks(formatted: dict[int, tuple[bytes, bytes, str]]) -> None:
+    bench = Bench()
+    device, _ = scene(bench, formatted, 2)
+    for block in (0, 2):
+        spoil_byte(bench, 1, block, 10 * block)
+    spoil_byte(bench, 0, 8, 77)
+    assert read(device, 0, BLOCKS * 8) == pattern(1, 0, BLOCKS * 8)
+    assert status(device) == "V"
+
+
 @needs_veritysetup
 def test_a_hash_block_is_mended(formatted: dict[int, tuple[bytes, bytes, str]]) -> None:
     bench = Bench()
