@@ -187,10 +187,17 @@ class _Files(mfusepy.Operations):  # type: ignore[misc]  # mfusepy has no types
         return 0
 
     def read(self, path: str | None, size: int, offset: int, fi: Any) -> bytes:
-        return bytes(node.read(self._handles[fi.fh], offset, size))
+        return bytes(node.read(self._aligned(fi, offset, size), offset, size))
 
     def write(self, path: str | None, data: bytes, offset: int, fi: Any) -> int:
-        return node.write(self._handles[fi.fh], offset, memoryview(data))
+        return node.write(self._aligned(fi, offset, len(data)), offset, memoryview(data))
+
+    def _aligned(self, fi: Any, offset: int, size: int) -> BlockDevice:
+        """The device of an open file; EINVAL when direct I/O is not of whole blocks."""
+        dev = self._handles[fi.fh]
+        if fi.flags & os.O_DIRECT and (offset | size) % dev.limits.logical_block_size:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        return dev
 
     def fsync(self, path: str | None, datasync: int, fi: Any) -> int:
         node.fsync(self._handles[fi.fh])

@@ -123,6 +123,12 @@ def test_direct_io(mounted: Mounted) -> None:
     assert page[:] == pattern(1, 9, 16)
     page[:] = pattern(5, 0, 16)
     assert os.pwritev(fd, [page], 4096) == 8192
+    for part, offset in ((511, 0), (513, 0), (512, 1)):
+        with pytest.raises(OSError, match="Invalid argument"):
+            os.preadv(fd, [memoryview(page)[:part]], offset)
+        with pytest.raises(OSError, match="Invalid argument"):
+            os.pwritev(fd, [memoryview(page)[:part]], offset)
+    assert os.preadv(fd, [page], SECTORS * 512 - 512) == 512
     os.close(fd)
     assert mounted.backing(4096, 8192) == pattern(5, 0, 16)
 
