@@ -17,13 +17,14 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ...model.dm_target import Bio, DmPdev, MapResult, Op, Target
+from ...model.dm_target import SECTOR_SIZE, Bio, DmPdev, MapResult, Op, Target
 from ..steps import Request, Step, gather
 from .super import BITMAP_AT, MAX_SECTOR, Bitmap, Superblock
 
-__all__ = ["Array", "Carried", "Claim", "Member"]
+__all__ = ["Array", "Carried", "Claim", "Member", "differing"]
 
 Done = Callable[[], None]
+Buffer = bytes | memoryview
 
 
 @dataclass(slots=True, eq=False)
@@ -52,6 +53,16 @@ class Member:
     def dev(self) -> DmPdev:
         assert self.data is not None
         return self.data
+
+
+def differing(block: int, *pairs: tuple[Buffer, Buffer]) -> int:
+    """Sectors of the blocks, of `block` sectors each, in which one of the pairs of equally long buffers differs."""
+    unlike = [pair for pair in pairs if pair[0] != pair[1]]
+    size, step = len(unlike[0][0]) if unlike else 0, block * SECTOR_SIZE
+    starts = (
+        at for at in range(0, size, step) if any(one[at : at + step] != other[at : at + step] for one, other in unlike)
+    )
+    return sum(min(step, size - at) for at in starts) // SECTOR_SIZE
 
 
 class Carried:

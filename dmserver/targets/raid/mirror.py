@@ -7,13 +7,15 @@ from collections.abc import Callable
 
 from ...model.dm_target import SECTOR_SIZE, Bio, MapResult, Op, Target
 from ..steps import Step, gather
-from .array import Array, Claim, Member
+from .array import Array, Claim, Member, differing
 from .geometry import Near
 
 __all__ = ["Copies"]
 
 #: Sectors of a large read that one member serves before the next does.
 TURN = 2048
+#: Sectors of what a resync compares at a time, and counts when it differs (`RESYNC_BLOCK_SIZE`).
+BLOCK = 128
 
 
 class Copies(Array):
@@ -166,11 +168,13 @@ class Copies(Array):
 
         def read(errors: list[int]) -> None:
             good = [number for number, error in enumerate(errors) if not error]
-            odd = [copies[number] for number in good if blocks[number] != blocks[good[0]]]
-            if action == "repair" and odd:
-                self._spread(odd, blocks[good[0]], lambda: done(count))
+            found = {number: differing(BLOCK, (blocks[number], blocks[good[0]])) for number in good}
+            mismatches = sum(found.values())
+            if action == "repair" and mismatches:
+                odd = [copies[number] for number in good if found[number]]
+                self._spread(odd, blocks[good[0]], lambda: done(mismatches))
             else:
-                done(count if odd else 0)
+                done(mismatches)
 
         gather([self.job(Op.READ, *copy, block) for copy, block in zip(copies, blocks, strict=True)], read)
 

@@ -11,12 +11,14 @@ from collections.abc import Callable, Iterable
 
 from ...model.dm_target import SECTOR_SIZE, Bio, MapResult, Op, Target
 from ..steps import Step, gather
-from .array import Array, Claim, Member
+from .array import Array, Claim, Member, differing
 from .geometry import Row, Striped, recover, syndromes
 
 __all__ = ["Parity"]
 
 Blocks = dict[int, bytes]
+#: Sectors of a stripe as the kernel counts those whose parity is wrong (`RAID5_STRIPE_SECTORS`).
+STRIPE = 8
 
 
 class Parity(Array):
@@ -193,9 +195,10 @@ class Parity(Array):
                 return
             right = syndromes(row, whole)
             wrong = {device: block for device, block in right.items() if found.get(device, block) != block}
+            mismatches = differing(STRIPE, *((found[device], block) for device, block in wrong.items()))
             if action == "check" or not wrong:
-                done(count if wrong else 0)
+                done(mismatches)
             else:
-                self._write_blocks(wrong, sector, lambda: done(count))
+                self._write_blocks(wrong, sector, lambda: done(mismatches))
 
         self._read_blocks(range(self.geometry.devices), sector, count, have)

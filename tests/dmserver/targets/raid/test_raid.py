@@ -372,14 +372,16 @@ def test_an_interrupted_resync_goes_on() -> None:
     assert status(device) == "raid1 2 AA 4096/4096 idle 0 0 -"
 
 
-@pytest.mark.parametrize("params", [MIRROR, FIVE, SIX, TEN])
-def test_check_and_repair(params: str) -> None:
+@pytest.mark.parametrize(("params", "mismatches"), [(MIRROR, 256), (FIVE, 16), (SIX, 16), (TEN, 128)])
+def test_check_and_repair(params: str, mismatches: int) -> None:
+    """What differs is counted in blocks of 64 KiB, in raid10 not longer than a chunk; under parity, of 4 KiB."""
     bench, device = synced(params, LONG)
-    write(legs(bench, params)[0], 0, pattern(8, 0, 8))
+    for sector in (0, 1024 + 10):
+        write(legs(bench, params)[0], sector, pattern(2))
     message(device, "check")
     assert status(device).split()[4] == "check"
     bench.work.advance(60)
-    assert int(status(device).split()[5]) > 0
+    assert int(status(device).split()[5]) == mismatches
     message(device, "repair")
     bench.work.advance(60)
     message(device, "check")
