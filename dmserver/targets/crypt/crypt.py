@@ -54,6 +54,8 @@ IV_MODES: dict[str, type[IvMode]] = {
     "random": Random,
 }
 MAX_TAG_SIZE = 480
+#: What the kernel can allocate for a key.
+MAX_KEY_SIZE = 4 << 20
 #: Options that change nothing but the status line: there are no crypt queues to steer.
 FLAG_OPTIONS = (
     "allow_discards",
@@ -62,7 +64,7 @@ FLAG_OPTIONS = (
     "no_read_workqueue",
     "no_write_workqueue",
 )
-_INTEGRITY = re.compile(r"integrity:([0-9]+):(.*)\Z")
+_INTEGRITY = re.compile(r"integrity:([0-9]+)[^:]*:(.*)\Z")
 _SECTOR_SIZE = re.compile(r"sector_size:([0-9]+)\Z")
 _KEYRING = re.compile(r":([0-9]+):(.*)\Z")
 _KEY_TYPES = ("logon", "user", "encrypted", "trusted")
@@ -94,6 +96,8 @@ class Crypt(Target):
         self.key_size = _key_size(key)
         if self.key_size < 0:
             raise self.refuse("Cannot parse key size")
+        if self.key_size >= MAX_KEY_SIZE:
+            raise self.refuse("Cannot allocate encryption context", errno.ENOMEM)
         self._parse_options(Arguments(argv[5:]))
         self._set_cipher(cipher)
         self._set_first_key(key)
@@ -239,8 +243,11 @@ class Crypt(Target):
             raise TargetError(errno.EINVAL)
         known: bytes | None = None
         if match := _KEYRING.match(text):
+            if re.search(r"\s", match[2]):
+                self.log("whitespace chars not allowed in key string")
+                raise TargetError(errno.EINVAL)
             kind, _, description = match[2].partition(":")
-            if kind not in _KEY_TYPES or not description or re.search(r"\s", text):
+            if kind not in _KEY_TYPES or not description:
                 raise TargetError(errno.EINVAL)
             known = self.shared(Keyring).get((kind, description))
             if known is None:
@@ -260,7 +267,7 @@ class Crypt(Target):
         except ValueError:
             raise TargetError(errno.EINVAL) from None
         self.key = key
-        self.key_reference = text if known is not None else ""
+        self.key_reference = f":{self.key_size}:{match[2]}" if match else ""
         self.key_valid = True
         return key[extra:]
 
@@ -374,8 +381,11 @@ class Crypt(Target):
 
 
 def _key_size(text: str) -> int:
-    """Bytes of a key, -1 when a reference to a keyring does not parse (`get_key_size`)."""
+    """Bytes of a key, less than 0 when a reference to a keyring does not parse (`get_key_size`)."""
     if not text.startswith(":"):
         return len(text) // 2
     match = _KEYRING.match(text)
-    return wrapped(match[1], 32) if match else -1
+    if match is None:
+        return -1
+    size = wrapped(match[1], 32)
+    return size - (1 << 32) if size >> 31 else size

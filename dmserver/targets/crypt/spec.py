@@ -36,6 +36,8 @@ def _parse_capi(text: str, *, aead: bool) -> Spec:
     text, options = _cut_last(text, ":")
     api, iv_mode = _cut_last(text, "-")
     hmac = re.match(r"authenc\(([^,]*),", api) if aead else None
+    if aead and iv_mode == "lmk":
+        raise ValueError("AEAD transforms not supported for LMK")
     return Spec(
         LMK_KEYS if iv_mode == "lmk" else 1,
         _with_essiv(api, iv_mode, options),

@@ -41,7 +41,7 @@ MAX_JOURNAL_SECTORS = 131072
 JOURNAL_SIZE_FACTOR = 7
 MAX_TAG_SIZE = 424
 MAX_LOG2_BUFFER_SECTORS = 31 - 9
-MODES = ("J", "D", "R")
+MODES = ("J", "B", "D", "R")
 
 #: Options with a number, and what it is when they are not given.
 NUMBERS = {
@@ -59,13 +59,13 @@ ALGORITHMS = ("internal_hash", "journal_crypt", "journal_mac")
 
 
 class _Algorithm(NamedTuple):
-    """`ALGORITHM[:KEY]`, as it was given."""
+    """`ALGORITHM[:KEY]`, as it was given, perhaps empty; None: not given."""
 
-    name: str = ""
-    key: str = ""
+    name: str | None = None
+    key: str | None = None
 
     def __str__(self) -> str:
-        return f"{self.name}:{self.key}" if self.key else self.name
+        return f"{self.name}" if self.key is None else f"{self.name}:{self.key}"
 
 
 class Integrity(Target):
@@ -77,7 +77,7 @@ class Integrity(Target):
     # -- construction -----------------------------------------------------------------------------------
 
     def ctr(self, argv: Sequence[str]) -> None:
-        if len(argv) < 4:
+        if len(argv) <= 4:
             raise self.refuse("Invalid argument count")
         self.dev = self.get_device(argv[0])
         self.start = self._number(parse_sector, argv[1], "Invalid starting offset")
@@ -87,8 +87,6 @@ class Integrity(Target):
             if not tag_size:
                 raise self.refuse("Invalid tag size")
         self.mode = argv[3]
-        if self.mode == "B":
-            raise self.refuse("Mode B is not supported, use J or D", errno.EOPNOTSUPP)
         if self.mode not in MODES:
             raise self.refuse("Invalid mode (expecting J, B, D, R)")
         self._parse_options(Arguments(argv[4:]))
@@ -100,6 +98,7 @@ class Integrity(Target):
         if self.len > self.layout.provided:
             raise self.refuse("Not enough provided sectors for requested mapping size")
         self._set_recalculation()
+        self._refuse_bitmap()
         self._start_io()
         if formatted and self.mode != "R":
             self._set_bitmap_size()
@@ -126,7 +125,8 @@ class Integrity(Target):
         for option in args.take(count):
             name, colon, value = option.partition(":")
             if colon and name in NUMBERS:
-                self._set_number(name, self._number(parse_u32, value, "Invalid argument"))
+                parse = parse_sector if name == "sectors_per_bit" else parse_u32
+                self._set_number(name, self._number(parse, value, "Invalid argument"))
             elif colon and name == "meta_device":
                 self.meta_dev = self.get_device(value)
             elif colon and name in ALGORITHMS:
@@ -141,15 +141,13 @@ class Integrity(Target):
             raise self.refuse("Invalid argument")
         if name == "block_size" and (not SECTOR_SIZE <= value <= 4096 or value & value - 1):
             raise self.refuse("Invalid block_size argument")
-        if name == "bitmap_flush_interval" and value >= UINT_MAX // 1000:
-            raise self.refuse("Invalid bitmap_flush_interval argument")
         self.numbers[name] = max(value, 1) if name in ("journal_sectors", "buffer_sectors") else value
 
     def _algorithm(self, text: str, complaint: str) -> _Algorithm:
-        name, _, key = text.partition(":")
+        name, colon, key = text.partition(":")
         if len(key) % 2 or not re.fullmatch(r"[0-9a-fA-F]*", key):
             raise self.refuse(complaint)
-        return _Algorithm(name, key)
+        return _Algorithm(name, key if colon else None)
 
     def _set_hashes(self) -> None:
         words = "Invalid internal hash", "Error setting internal hash key"
@@ -158,14 +156,14 @@ class Integrity(Target):
 
     def _get_mac(self, algorithm: _Algorithm, unknown: str, bad_key: str) -> Shash | None:
         """`get_mac`."""
-        if not algorithm.name:
+        if algorithm.name is None:
             return None
         try:
             found = allocate(algorithm.name)
         except LookupError:
             raise self.refuse(unknown, errno.ENOENT) from None
         try:
-            if algorithm.key:
+            if algorithm.key is not None:
                 found.set_key(bytes.fromhex(algorithm.key))
         except OSError as failure:
             raise self.refuse(bad_key, failure.errno or errno.EINVAL) from None
@@ -180,6 +178,8 @@ class Integrity(Target):
             size = self.hash.digest_size
         if size > MAX_TAG_SIZE:
             raise self.refuse("Too big tag size")
+        if self.mode == "B" and self.hash is None:
+            raise self.refuse("Bitmap mode can be only used with internal hash")
         if "allow_discards" in self.flags and self.hash is None:
             raise self.refuse("Discard can be only used with internal hash")
         return size
@@ -244,8 +244,6 @@ class Integrity(Target):
             raise self.refuse("Invalid interleave_sectors in the superblock")
         if bool(sb.flags & SbFlag.HAVE_JOURNAL_MAC) != (self.mac is not None):
             raise self.refuse("Journal mac mismatch")
-        if sb.flags & SbFlag.DIRTY_BITMAP:
-            raise self.refuse("The device was used in mode B, whose bitmap is not supported", errno.EOPNOTSUPP)
 
     def _measure(self) -> None:
         layout = self.layout
@@ -271,10 +269,8 @@ class Integrity(Target):
 
     def _set_recalculation(self) -> None:
         sb = self.layout.sb
-        wanted = self.flags & {"recalculate", "reset_recalculate"}
-        if wanted and (not sb.flags & SbFlag.RECALCULATING or "reset_recalculate" in wanted):
-            sb.flags |= SbFlag.RECALCULATING
-            sb.recalc_sector = 0
+        if self.flags & {"recalculate", "reset_recalculate"} and not sb.flags & SbFlag.RECALCULATING:
+            self._recalculate_all()
         if not sb.flags & SbFlag.RECALCULATING:
             return
         if self.hash is None:
@@ -286,17 +282,28 @@ class Integrity(Target):
                 errno.EOPNOTSUPP,
             )
 
+    def _recalculate_all(self) -> None:
+        sb = self.layout.sb
+        sb.flags |= SbFlag.RECALCULATING
+        sb.recalc_sector = 0
+
     def _has_disabled_recalculation(self) -> bool:
         """`dm_integrity_disable_recalculate`."""
-        keyed, mac_keyed = self.algorithms["internal_hash"].key, self.algorithms["journal_mac"].key
+        keyed, mac_keyed = (self.algorithms[name].key is not None for name in ("internal_hash", "journal_mac"))
         if "legacy_recalculate" in self.flags:
             return False
         if self.layout.sb.flags & SbFlag.FIXED_HMAC:
-            return bool(keyed and not mac_keyed)
-        return bool(keyed or mac_keyed)
+            return keyed and not mac_keyed
+        return keyed or mac_keyed
+
+    def _refuse_bitmap(self) -> None:
+        if self.mode == "B":
+            raise self.refuse("Mode B is not supported, use J or D", errno.EOPNOTSUPP)
+        if self.layout.sb.flags & SbFlag.DIRTY_BITMAP:
+            raise self.refuse("The device was used in mode B, whose bitmap is not supported", errno.EOPNOTSUPP)
 
     def _start_io(self) -> None:
-        if self.algorithms["journal_crypt"].name and self.mode != "R":
+        if self.algorithms["journal_crypt"].name is not None and self.mode != "R":
             raise self.refuse("Invalid journal cipher", errno.ENOENT)
         entries = self.layout.section_entries * self.layout.sb.journal_sections
         self.threshold = (entries * (100 - self.numbers["journal_watermark"]) + 50) // 100
@@ -396,6 +403,11 @@ class Integrity(Target):
         if not self.is_current:
             self._run(self.io.replay())
             self.is_current = True
+        if "reset_recalculate" in self.flags:
+            self._recalculate_all()
+        if sb.flags & SbFlag.RECALCULATING and sb.recalc_sector > self.layout.provided:
+            sb.recalc_sector = self.layout.provided
+            self._run(self.io.write_superblock())
         self.queue_work(self._recalculate)
 
     def _recalculate(self) -> None:
@@ -440,7 +452,7 @@ class Integrity(Target):
             "fix_padding": sb.flags & SbFlag.FIXED_PADDING,
             "fix_hmac": sb.flags & SbFlag.FIXED_HMAC,
             "legacy_recalculate": "legacy_recalculate" in self.flags,
-            **{f"{name}:{algorithm}": algorithm.name for name, algorithm in self.algorithms.items()},
+            **{f"{name}:{algorithm}": algorithm.name is not None for name, algorithm in self.algorithms.items()},
         }
         return [option for option, is_set in options.items() if is_set]
 

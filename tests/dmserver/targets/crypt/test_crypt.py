@@ -12,6 +12,7 @@ from support.targets import Bench, discard, flush, pattern, read, status, write
 
 from dmserver.io.bio import Op
 from dmserver.model.dm_target import StatusType, Target, TargetError
+from dmserver.model.keyring import Keyring
 from dmserver.targets.crypt.crypt import Crypt
 
 ciphers = pytest.importorskip("cryptography.hazmat.primitives.ciphers", reason="extra `crypt` is not installed")
@@ -33,6 +34,13 @@ def test_recorded_constructors() -> None:
     [
         ("aes-cbc-plain :32:bogus:x 0 1:0 0", (errno.EINVAL, "Error decoding and setting key")),
         ("aes-cbc-plain :x:logon:x 0 1:0 0", (errno.EINVAL, "Cannot parse key size")),
+        ("aes-cbc-plain :4294967295:logon:x 0 1:0 0", (errno.EINVAL, "Cannot parse key size")),
+        ("aes-cbc-plain :2147483647:logon:x 0 1:0 0", (errno.ENOMEM, "Cannot allocate encryption context")),
+        (
+            f"capi:gcm(aes)-lmk {KEY} 0 1:0 0 1 integrity:16:aead",
+            (errno.EINVAL, "AEAD transforms not supported for LMK"),
+        ),
+        (f"aes-cbc-plain {KEY} 0 1:0 0 1 integrity:16k:x", (errno.EINVAL, "Unknown integrity profile")),
         (f"aes-cbc {KEY} 0 1:0 0", (errno.EINVAL, "IV mechanism required")),
         ("aes-cbc-plain :32:9logon:x 0 1:0 0", (errno.EINVAL, "Error decoding and setting key")),
         (f"aes- {KEY} 0 1:0 0", (errno.EINVAL, "IV mechanism required")),
@@ -81,6 +89,17 @@ def test_recorded_constructors() -> None:
 )
 def test_refusals(params: str, expected: tuple[int, str]) -> None:
     assert Bench().refusal(Crypt, 64, params) == expected
+
+
+def test_a_key_of_the_keyring_is_told_by_its_name() -> None:
+    bench = Bench()
+    bench.mapper.shared[Keyring] = Keyring({("logon", "x:y"): bytes(32)})
+    device = bench.load("c", (Crypt, 64, "aes-cbc-plain :032:logon:x:y 0 1:0 0"))
+    assert status(device, StatusType.TABLE) == "aes-cbc-plain :32:logon:x:y 0 1:0 0"
+    refusal = bench.refusal(Crypt, 64, r"aes-cbc-plain :32:logon:x\ y 0 1:0 0")
+    assert refusal == (errno.EINVAL, "Error decoding and setting key")
+    line = "trusted_key: device-mapper: crypt: whitespace chars not allowed in key string"
+    assert line in bench.mapper.events.lines
 
 
 def test_without_cryptography_there_is_no_cipher(monkeypatch: pytest.MonkeyPatch) -> None:

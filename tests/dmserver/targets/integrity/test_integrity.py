@@ -54,6 +54,12 @@ def log(bench: Bench) -> list[str]:
         ("1:0 0 -", (errno.EINVAL, "Invalid argument count")),
         ("1:0 x - J 0", (errno.EINVAL, "Invalid starting offset")),
         ("1:0 0 0 J 0", (errno.EINVAL, "Invalid tag size")),
+        ("1:0 0 4 J", (errno.EINVAL, "Invalid argument count")),
+        ("1:0 0 4 X 0", (errno.EINVAL, "Invalid mode (expecting J, B, D, R)")),
+        ("1:0 0 4 B 1 allow_discards", (errno.EINVAL, "Bitmap mode can be only used with internal hash")),
+        (f"1:0 8999 - B 1 {CRC}", (errno.EINVAL, "Not enough provided sectors for requested mapping size")),
+        ("1:0 0 - J 1 internal_hash:", (errno.ENOENT, "Invalid internal hash")),
+        ("1:0 0 - J 1 internal_hash:crc32c:", (errno.EINVAL, "Error setting internal hash key")),
         (f"1:0 0 - B 1 {CRC}", (errno.EOPNOTSUPP, "Mode B is not supported, use J or D")),
         ("1:0 0 425 J 0", (errno.EINVAL, "Too big tag size")),
         ("1:0 0 4 J 2 x", (errno.EINVAL, "Invalid number of feature args")),
@@ -278,6 +284,24 @@ def test_recalculation_makes_tags_for_what_is_there() -> None:
     device = load(bench, f"1:0 0 - D 1 {CRC}")
     assert status(device) == "0 15944 15944"
     assert read(device, 0, 64) == pattern(1, 0, 64)
+
+
+def test_each_resume_resets_the_recalculation() -> None:
+    bench = Bench()
+    bench.remove(load(bench, f"1:0 0 - D 1 {KEYED}"))
+    device = load(bench, f"1:0 0 - D 3 {KEYED} reset_recalculate legacy_recalculate")
+    bench.work.run()
+    assert status(device) == "0 14240 14240"
+    bench.suspend(device)
+    assert status(device) == "0 14240 14240"
+    device.resume()
+    assert status(device) == "0 14240 0"
+    bench.work.run()
+    bench.remove(device)
+    refusal = errno.EOPNOTSUPP, "Recalculating with HMAC is disabled for security reasons - if you really need it, use"
+    code, message = bench.refusal(Integrity, SIZE, f"1:1 0 - D 2 {KEYED} reset_recalculate")
+    assert (code, message[: len(refusal[1])]) == refusal
+    bench.remove(load(bench, f"1:0 0 - D 2 {KEYED} reset_recalculate"))
 
 
 def test_what_is_discarded_has_no_tag_to_match() -> None:
