@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from ..shash import Shash
 from ..shash import allocate as allocate_shash
-from .skcipher import Data, Essiv, Skcipher, allocate, needs_cryptography
+from ..skcipher import Data, Essiv, Skcipher, allocate, needs_cryptography
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.ciphers.aead import AESCCM, AESGCM, ChaCha20Poly1305

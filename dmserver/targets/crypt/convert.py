@@ -8,7 +8,7 @@ from typing import NamedTuple
 from ...model.dm_target import SECTOR_SIZE
 from .aead import Aead
 from .ivmode import U64, IvMode
-from .skcipher import Data, Skcipher
+from ..skcipher import Data, Skcipher
 
 __all__ = ["Converter", "SectorFormat"]
 

@@ -35,7 +35,7 @@ from .convert import Converter, SectorFormat
 from .elephant import Elephant
 from .ivmode import Benbi, Eboiv, IvMode, Plain, Plain64, Plain64Be, Random, Tcw
 from .lmk import Lmk
-from .skcipher import Skcipher, allocate
+from ..skcipher import Skcipher, allocate
 from .spec import Spec, parse_spec
 
 __all__ = ["Crypt"]

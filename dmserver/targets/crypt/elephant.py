@@ -11,7 +11,7 @@ from operator import add, sub
 from .aead import Aead
 from .ivmode import Crypter, Eboiv
 from .lanes import Lanes
-from .skcipher import Data, Skcipher, allocate, xor
+from ..skcipher import Data, Skcipher, allocate, xor
 
 __all__ = ["Elephant"]
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 from ..shash import allocate
 from .aead import Aead
-from .skcipher import Data, Skcipher, xor
+from ..skcipher import Data, Skcipher, xor
 
 __all__ = ["U64", "Benbi", "Crypter", "Eboiv", "IvMode", "Plain", "Plain64", "Plain64Be", "Random", "Tcw"]
 

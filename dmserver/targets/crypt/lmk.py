@@ -13,7 +13,7 @@ from math import floor, sin
 from .aead import Aead
 from .ivmode import Crypter, IvMode
 from .lanes import Lanes
-from .skcipher import Data, Skcipher, xor
+from ..skcipher import Data, Skcipher, xor
 
 __all__ = ["Lmk", "md5_states"]
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dmserver.targets.crypt.aead import Aead, BadMessageError, allocate_aead
-from dmserver.targets.crypt.skcipher import allocate
+from dmserver.targets.skcipher import allocate
 
 library = pytest.importorskip("cryptography.hazmat.primitives.ciphers.aead", reason="extra `crypt` is not installed")
 

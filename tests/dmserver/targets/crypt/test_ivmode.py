@@ -7,7 +7,7 @@ from support.targets import Bench, pattern, read, write
 
 from dmserver.targets.crypt.crypt import Crypt
 from dmserver.targets.crypt.ivmode import Benbi, Eboiv, Plain, Plain64, Plain64Be, Tcw
-from dmserver.targets.crypt.skcipher import allocate
+from dmserver.targets.skcipher import allocate
 
 ciphers = pytest.importorskip("cryptography.hazmat.primitives.ciphers", reason="extra `crypt` is not installed")
 

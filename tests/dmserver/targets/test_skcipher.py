@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dmserver.targets.crypt.skcipher import Skcipher, allocate
+from dmserver.targets.skcipher import Skcipher, allocate
 
 ciphers = pytest.importorskip("cryptography.hazmat.primitives.ciphers", reason="extra `crypt` is not installed")
 AES, modes = ciphers.algorithms.AES, ciphers.modes
