@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from ...model.dm_target import SECTOR_SIZE, Bio, DmPdev, MapResult, Op, Target
 from ..steps import Request, Step, gather
-from .super import BITMAP_AT, MAX_SECTOR, Bitmap, Superblock
+from .super import BITMAP_AT, MAX_SECTOR, PAGE, Bitmap, Superblock
 
 __all__ = ["Array", "Carried", "Claim", "Member", "differing"]
 
@@ -278,15 +278,25 @@ class Array(ABC):
             return
         known = [(m.superblock.events, m) for m in self.members if m.usable and m.superblock]
         for _, member in sorted(known, key=lambda each: each[0], reverse=True):
-            assert member.meta is not None
-            image = bytearray(self.bitmap.length)
-            if not self.target.do_io(Op.READ, member.meta.bdev, BITMAP_AT, memoryview(image)):
-                if self.bitmap.load(image):
-                    self.unclean = any(self.bitmap.dirty)
-                    return
+            image = self._read_bitmap(member, PAGE)
+            found = Bitmap.unpack(image) if image else None
+            if found and found.length > PAGE:
+                image = self._read_bitmap(member, found.length)
+                found = Bitmap.unpack(image) if image else None
+            if found:
+                self.bitmap.take(found)
+                self.unclean = any(self.bitmap.dirty)
+                return
+            if image:
                 self.resync_at = 0
                 break
         self.target.printk("mdX: bitmap file is out of date, doing full recovery")
+
+    def _read_bitmap(self, member: Member, length: int) -> bytearray | None:
+        """The first `length` bytes of a member's bitmap; None: it cannot be read."""
+        assert member.meta is not None
+        image = bytearray(length)
+        return None if self.target.do_io(Op.READ, member.meta.bdev, BITMAP_AT, memoryview(image)) else image
 
     def save(self) -> None:
         """Bitmap and superblocks as they are now; waits."""

@@ -32,6 +32,10 @@ _BITMAP_MAGIC = 0x6D746962
 _BITMAP_VERSION = 4
 #: Bytes in front of the bits.
 _BITMAP_HEADER = 256
+#: Bytes of the pages that a bitmap consists of.
+PAGE = 4096
+#: Regions of a raid at most (`validate_region_size`).
+MAX_REGIONS = 1 << 21
 
 
 @dataclass(slots=True)
@@ -104,7 +108,7 @@ class Bitmap:
     @property
     def length(self) -> int:
         """Bytes on the disk, in whole pages."""
-        return -(-(_BITMAP_HEADER + -(-len(self.dirty) // 8)) // 4096) * 4096
+        return -(-(_BITMAP_HEADER + -(-len(self.dirty) // 8)) // PAGE) * PAGE
 
     def pack(self, events: int) -> bytearray:
         """`events`: those of the superblock that it belongs to."""
@@ -118,14 +122,28 @@ class Bitmap:
         image[_BITMAP_HEADER : _BITMAP_HEADER + size] = bits.to_bytes(size, "little")
         return image
 
-    def load(self, image: bytes | bytearray) -> bool:
-        """Take the bits from the disk; those of a smaller array will do. False: that is no bitmap of this one."""
-        magic, version, _, _, _, _, _, chunk, *_ = _BITMAP.unpack_from(image)
-        if (magic, version, chunk) != (_BITMAP_MAGIC, _BITMAP_VERSION, self.region_size * 512):
-            return False
-        bits = int.from_bytes(image[_BITMAP_HEADER:], "little")
-        self.dirty = bytearray(bits >> at & 1 for at in range(len(self.dirty)))
-        return True
+    @classmethod
+    def unpack(cls, image: bytes | bytearray) -> Bitmap | None:
+        """What the disk has; bits behind the end of `image` are not set. None: that is no bitmap."""
+        magic, version, _, _, _, sectors, _, size, *_ = _BITMAP.unpack_from(image)
+        if (magic, version) != (_BITMAP_MAGIC, _BITMAP_VERSION) or size < 512 or size & size - 1:
+            return None
+        if sectors > (size // 512) * MAX_REGIONS:
+            return None
+        found = cls(sectors, size // 512)
+        count = len(found.dirty)
+        bits = int.from_bytes(image[_BITMAP_HEADER:], "little") & (1 << count) - 1
+        found.dirty = bytearray(f"{bits:0{count}b}"[::-1].encode().translate(_BITS))[:count]
+        return found
+
+    def take(self, other: Bitmap) -> None:
+        """Set what is dirty in the bitmap of another size, or of other regions (`md_bitmap_resize`)."""
+        at, size = other.dirty.find(1), other.region_size
+        while at >= 0:
+            for region in self.regions(at * size, min((at + 1) * size, self.sectors)):
+                self.dirty[region] = 1
+            at = other.dirty.find(1, at + 1)
 
 
 _DIGITS = bytes.maketrans(b"\0\1", b"01")
+_BITS = bytes.maketrans(b"01", b"\0\1")

@@ -58,9 +58,9 @@ def superblock(bench: Bench, disk: int) -> Superblock:
 
 
 def dirty(bench: Bench, disk: int) -> list[int]:
-    bitmap = Bitmap(SIZE, 64)
-    assert bitmap.load(read(bench.disks[disk], BITMAP_AT, 8))
-    return [region for region, bit in enumerate(bitmap.dirty) if bit]
+    found = Bitmap.unpack(read(bench.disks[disk], BITMAP_AT, 8))
+    assert found is not None
+    return [region for region, bit in enumerate(found.dirty) if bit]
 
 
 @pytest.mark.parametrize(
@@ -432,6 +432,14 @@ def test_a_raid_grows() -> None:
     bench.work.advance(60)
     assert status(device) == "raid1 2 AA 8192/8192 idle 0 0 -"
     assert read(device, 0, SIZE) == pattern(2, 0, SIZE)
+
+
+def test_other_regions_ask_for_no_resync() -> None:
+    bench, device = synced()
+    bench.load("r", (Raid, SIZE, MIRROR.replace("64", "128")))
+    assert status(device) == "raid1 2 AA 4096/4096 idle 0 0 -"
+    bench.load("r", (Raid, 2 * SIZE, MIRROR.replace("raid1 3 0 region_size 64", "raid1 4 0 nosync region_size 256")))
+    assert status(device) == "raid1 2 AA 8192/8192 idle 0 0 -"
 
 
 def test_mirrors_come_and_go() -> None:
