@@ -114,7 +114,11 @@ def _retrieve_status(call: Call, device: DmDev) -> None:
 def _status(call: Call, target: Target) -> str:
     if call.has(DmFlag.STATUS_TABLE):
         return target.status(StatusType.TABLE)
-    return target.ima_status() if call.has(DmFlag.IMA_MEASUREMENT) else target.status(StatusType.INFO)
+    if call.has(DmFlag.IMA_MEASUREMENT):
+        return target.ima_status()
+    if not call.has(DmFlag.NOFLUSH):
+        target.refresh_status()
+    return target.status(StatusType.INFO)
 
 
 def _pack_spec(buffer: bytearray, spec: int, target: Target, following: int) -> None:

@@ -192,6 +192,9 @@ class Target:
         """Bios wait here for a command, and so would those who wait for them."""
         return False
 
+    def refresh_status(self) -> None:
+        """Bring up to date what the status line (INFO) tells. Not called when the command says not to (NOFLUSH)."""
+
     def status(self, kind: StatusType) -> str:
         """The status line (INFO) or the parameters that would build this target again (TABLE)."""
         return ""

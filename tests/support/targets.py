@@ -210,6 +210,8 @@ def status(device: DmDev, kind: StatusType = StatusType.INFO) -> str:
     """The status of a device's only target."""
     assert device.live is not None
     (target,) = device.live.targets
+    if kind is StatusType.INFO:
+        target.refresh_status()
     return target.status(kind)
 
 

@@ -380,14 +380,16 @@ class Cache(Target):
     def _devices(self) -> tuple[str, str, str]:
         return self.metadata_dev.number, self.cache_dev.number, self.origin_dev.number
 
+    def refresh_status(self) -> None:
+        if self._state.mode is not Mode.FAIL and not self.table.device.suspended:
+            self._store.commit()
+
     def status(self, kind: StatusType) -> str:
         if kind is StatusType.TABLE:
             return " ".join([*self._devices, *self._arguments])
         state, metadata = self._state, self._store.metadata
         if state.mode is Mode.FAIL:
             return "Fail"
-        if not self.table.device.suspended:
-            self._store.commit()
         with self._store.lock:
             counters = state.counters
             counts = (

@@ -199,6 +199,11 @@ class ThinPool(Target):
 
     # -- status -----------------------------------------------------------------------------------------
 
+    def refresh_status(self) -> None:
+        pool = self.pool
+        if pool.mode is not Mode.FAIL and not self.table.device.suspended:
+            pool.commit()
+
     def status(self, kind: StatusType) -> str:
         if kind is StatusType.TABLE:
             words = [word for word, (field, value) in _FEATURES.items() if getattr(self.requested, field) is value]
@@ -207,8 +212,6 @@ class ThinPool(Target):
         pool, metadata = self.pool, self.pool.metadata
         if pool.mode is Mode.FAIL:
             return "Fail"
-        if not self.table.device.suspended:
-            pool.commit()
         with pool.lock:
             used_metadata = metadata.metadata_blocks - metadata.free_metadata_blocks
             used_data = metadata.data_blocks - metadata.free_data_blocks

@@ -10,7 +10,7 @@ from support.targets import ManualWork
 
 from dmproto.flags import DmFlag
 from dmproto.records import TargetSpec
-from dmserver.model.dm_target import Target, TargetFeature
+from dmserver.model.dm_target import StatusType, Target, TargetFeature
 
 ZERO = (TargetSpec(start=0, length=64, type="zero"),)
 
@@ -133,3 +133,26 @@ def test_blocks_of_4096_bytes_must_line_up(client: LinuxClient) -> None:
     assert client.fails("TABLE_LOAD", shifted, name="d") == errno.EINVAL
     complaint = "table line 1 (start sect 4 len 8) not aligned to h/w logical block size 4096"
     assert f"device-mapper: table: 253:0: {complaint}" in client.mapper.events.lines
+
+
+def test_a_status_is_brought_up_to_date_unless_the_caller_says_no(client: LinuxClient) -> None:
+    class Stale(Target):
+        name = "stale"
+        refreshed = 0
+
+        def refresh_status(self) -> None:
+            Stale.refreshed += 1
+
+        def status(self, kind: StatusType) -> str:
+            return str(self.refreshed)
+
+    client.control.registry.register(Stale)
+    client.device("d", (TargetSpec(start=0, length=8, type="stale"),))
+    for flags, expected in (
+        (DmFlag.NOFLUSH, "0"),
+        (DmFlag.STATUS_TABLE, "0"),
+        (DmFlag.IMA_MEASUREMENT, ""),
+        (DmFlag(0), "1"),
+    ):
+        reply = client.ok("TABLE_STATUS", name="d", flags=flags)
+        assert reply.payload == (TargetSpec(start=0, length=8, type="stale", params=expected),)

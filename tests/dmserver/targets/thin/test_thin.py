@@ -12,6 +12,7 @@ from dmproto.flags import DmFlag
 from dmproto.records import TargetMessage, TargetSpec
 from dmserver.io.bio import Bio, Op
 from dmserver.model.dm_dev import DmDev
+from dmserver.model.dm_target import StatusType
 from dmserver.targets.thin.thin import Thin
 from dmserver.targets.thin.thin_pool import ThinPool
 
@@ -265,6 +266,15 @@ def test_a_discard_makes_room() -> None:
     assert ended == [0]
     assert " 2/2 - rw " in status(pool)
     assert read_soon(bench, device, 0, 1) == bytes(512)
+
+
+def test_a_status_without_flush_does_not_commit() -> None:
+    bench, pool, device = full()
+    assert pool.live is not None
+    (target,) = pool.live.targets
+    assert later(bench, device, Op.DISCARD, 0, BLOCK) == [0]
+    assert " 2/2 - " in target.status(StatusType.INFO)
+    assert " 1/2 - " in status(pool)
 
 
 def test_a_suspension_without_flush_takes_bios_back() -> None:
