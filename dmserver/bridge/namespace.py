@@ -32,6 +32,7 @@ POLICIES = {"dm-cache-smq": "dm-cache"}
 
 #: Directories under /dev that stay the kernel's.
 NATIVE_DEV = (b"/dev/shm", b"/dev/pts", b"/dev/mqueue", b"/dev/hugepages", b"/dev/fd")
+_IN_NATIVE_DEV = tuple(directory + b"/" for directory in NATIVE_DEV)
 
 
 class PathRule(NamedTuple):
@@ -55,6 +56,8 @@ class Namespace:
         """The node at a canonical path; None where the kernel decides."""
         if (made := self.made.get(path)) is not None:
             return made
+        if path.startswith(_IN_NATIVE_DEV):
+            return None
         _, top, *names = path.split(b"/")
         if top not in _TOPS:
             return self._disk(path) or self._holding(path)
@@ -63,8 +66,7 @@ class Namespace:
             return rule.node(self, name)
         if rule := _CHILDREN.get(parent):
             node = rule.node(self, name)
-            if node is not None or rule.path.startswith("/dev/mapper"):
-                return node or ABSENT
+            return node or ABSENT if rule.path.startswith("/dev/mapper") else node
         return self._inside(path) if names else None
 
     def entries(self, path: bytes, directory: Dir) -> dict[bytes, Node]:
@@ -144,6 +146,14 @@ def _devices_below(space: Namespace, directory: bytes) -> dict[bytes, Node]:
     return nodes
 
 
+def _disks_in(space: Namespace, directory: bytes) -> Dir | None:
+    """A directory of disks."""
+    below = directory + b"/"
+    if any(os.fsencode(disk.path).startswith(below) for disk in space.devices.disks()):
+        return Dir(partial(_devices_below, space, below), overlay=True)
+    return None
+
+
 def _mapper(space: Namespace, name: bytes) -> Dir:
     def entries() -> Mapping[bytes, Node]:
         return {**_links_in(space, name), b"control": CONTROL}
@@ -191,7 +201,8 @@ def _dev_node(space: Namespace, name: bytes) -> Node | None:
         minor = name[3:]
         device = space.devices.by_dev((space.devices.major, int(minor))) if minor.isdigit() else None
         return _block(device) if device else ABSENT
-    found = space._disk(b"/dev/" + name) or _linked(space).get(name)
+    path = b"/dev/" + name
+    found = space._disk(path) or _linked(space).get(name) or _disks_in(space, path)
     return found or (ABSENT if _is_hidden(space, name) else None)
 
 

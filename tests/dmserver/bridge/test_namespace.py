@@ -207,6 +207,12 @@ def test_data_go_through(machine: PrivateServer) -> None:
     assert sh(machine, script).startswith("hello32768 bytes")
 
 
+def test_disks_in_a_directory_of_dev(machine: PrivateServer) -> None:
+    machine.call(lambda: machine.host.add_pdev("/dev/cciss/c0d0=ram:1M"))
+    script = "ls /dev/cciss; ls /dev | grep cciss; cd /dev/cciss && blockdev --getsz c0d0; cat ../null"
+    assert sh(machine, script) == "c0d0\ncciss\n2048\n"
+
+
 def test_rules_have_no_two_answers() -> None:
     assert len({rule.path for rule in PATHS}) == len(PATHS)
     assert all(rule.answer and 1 <= rule.rung <= 8 for rule in PATHS)
