@@ -1,19 +1,15 @@
 """integrity: a device that keeps a tag for each block, and checks it (Linux `drivers/md/dm-integrity.c`).
 
 Arguments: DEVICE START TAG_SIZE|- MODE NUM [OPTION...]; TAG_SIZE in bytes, `-` for that of internal_hash. MODE: J for a
-journal, D for none, R to read only. A device whose super block is all zeroes is formatted when it is loaded, whatever
-the size of the target, as `integritysetup format` does.
-
-What the kernel can do and this cannot is refused: mode B and devices that were used with it, and journal_crypt.
+journal, B for a bitmap, D for neither, R to read only. A device whose super block is all zeroes is formatted when it is
+loaded, whatever the size of the target, as `integritysetup format` does.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-import re
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
 
 from ...model.dm_target import (
     SECTOR_SIZE,
@@ -30,10 +26,12 @@ from ...model.dm_target import (
     parse_u32,
 )
 from ..serial import Job, SerialQueue
-from ..shash import Shash, allocate
+from .bitmap import Bitmap
 from .io import IntegrityIo
 from .journal import Journal
+from .journal_crypt import JournalCipher
 from .layout import INTERLEAVE, MAGIC, MAX_VERSION, SB_SECTORS, UINT_MAX, Layout, SbFlag, Superblock
+from .options import get_cipher, get_mac, parse_number, parse_options
 
 __all__ = ["Integrity"]
 
@@ -42,30 +40,6 @@ JOURNAL_SIZE_FACTOR = 7
 MAX_TAG_SIZE = 424
 MAX_LOG2_BUFFER_SECTORS = 31 - 9
 MODES = ("J", "B", "D", "R")
-
-#: Options with a number, and what it is when they are not given.
-NUMBERS = {
-    "journal_sectors": 0,
-    "interleave_sectors": 32768,
-    "buffer_sectors": 128,
-    "journal_watermark": 50,
-    "commit_time": 10000,
-    "block_size": SECTOR_SIZE,
-    "sectors_per_bit": 32768,
-    "bitmap_flush_interval": 10000,
-}
-FLAGS = ("recalculate", "reset_recalculate", "allow_discards", "fix_padding", "fix_hmac", "legacy_recalculate")
-ALGORITHMS = ("internal_hash", "journal_crypt", "journal_mac")
-
-
-class _Algorithm(NamedTuple):
-    """`ALGORITHM[:KEY]`, as it was given, perhaps empty; None: not given."""
-
-    name: str | None = None
-    key: str | None = None
-
-    def __str__(self) -> str:
-        return f"{self.name}" if self.key is None else f"{self.name}:{self.key}"
 
 
 class Integrity(Target):
@@ -80,16 +54,18 @@ class Integrity(Target):
         if len(argv) <= 4:
             raise self.refuse("Invalid argument count")
         self.dev = self.get_device(argv[0])
-        self.start = self._number(parse_sector, argv[1], "Invalid starting offset")
+        self.start = parse_number(self, parse_sector, argv[1], "Invalid starting offset")
         tag_size = 0
         if argv[2] != "-":
-            tag_size = self._number(parse_u32, argv[2], "Invalid tag size")
+            tag_size = parse_number(self, parse_u32, argv[2], "Invalid tag size")
             if not tag_size:
                 raise self.refuse("Invalid tag size")
         self.mode = argv[3]
         if self.mode not in MODES:
             raise self.refuse("Invalid mode (expecting J, B, D, R)")
-        self._parse_options(Arguments(argv[4:]))
+        options = parse_options(self, Arguments(argv[4:]))
+        self.numbers, self.flags, self.algorithms = options.numbers, options.flags, options.algorithms
+        self.meta_dev = options.meta_dev
         self._set_hashes()
         self._lay_out(self._check_tag_size(tag_size))
         formatted = self._read_superblock()
@@ -98,78 +74,21 @@ class Integrity(Target):
         if self.len > self.layout.provided:
             raise self.refuse("Not enough provided sectors for requested mapping size")
         self._set_recalculation()
-        self._refuse_bitmap()
         self._start_io()
         if formatted and self.mode != "R":
-            self._set_bitmap_size()
+            self.layout.sb.log2_blocks_per_bitmap_bit = self.log2_blocks_per_bit
             if error := self._run(self.io.format()):
                 raise self.refuse("Error initializing journal", error)
         self.is_current = formatted
-        if not self.layout.separate:
-            self.max_io_len = 1 << self.layout.sb.log2_interleave_sectors
+        self._set_max_io_len()
         if "allow_discards" in self.flags:
             self.num_discard_bios = 1
 
-    def _number(self, parse: Callable[[str], int], text: str, complaint: str) -> int:
-        try:
-            return parse(text)
-        except ValueError:
-            raise self.refuse(complaint) from None
-
-    def _parse_options(self, args: Arguments) -> None:
-        self.numbers = dict(NUMBERS)
-        self.flags: set[str] = set()
-        self.algorithms = dict.fromkeys(ALGORITHMS, _Algorithm())
-        self.meta_dev: DmPdev | None = None
-        count = self._number(lambda text: args.group(0, 18), "", "Invalid number of feature args")
-        for option in args.take(count):
-            name, colon, value = option.partition(":")
-            if colon and name in NUMBERS:
-                parse = parse_sector if name == "sectors_per_bit" else parse_u32
-                self._set_number(name, self._number(parse, value, "Invalid argument"))
-            elif colon and name == "meta_device":
-                self.meta_dev = self.get_device(value)
-            elif colon and name in ALGORITHMS:
-                self.algorithms[name] = self._algorithm(value, f"Invalid {name} argument")
-            elif option in FLAGS:
-                self.flags.add(option)
-            else:
-                raise self.refuse("Invalid argument")
-
-    def _set_number(self, name: str, value: int) -> None:
-        if name == "journal_watermark" and value > 100:
-            raise self.refuse("Invalid argument")
-        if name == "block_size" and (not SECTOR_SIZE <= value <= 4096 or value & value - 1):
-            raise self.refuse("Invalid block_size argument")
-        self.numbers[name] = max(value, 1) if name in ("journal_sectors", "buffer_sectors") else value
-
-    def _algorithm(self, text: str, complaint: str) -> _Algorithm:
-        name, colon, key = text.partition(":")
-        if len(key) % 2 or not re.fullmatch(r"[0-9a-fA-F]*", key):
-            raise self.refuse(complaint)
-        return _Algorithm(name, key if colon else None)
-
     def _set_hashes(self) -> None:
         words = "Invalid internal hash", "Error setting internal hash key"
-        self.hash = self._get_mac(self.algorithms["internal_hash"], *words)
-        self.mac = self._get_mac(self.algorithms["journal_mac"], "Invalid journal mac", "Error setting journal mac key")
-
-    def _get_mac(self, algorithm: _Algorithm, unknown: str, bad_key: str) -> Shash | None:
-        """`get_mac`."""
-        if algorithm.name is None:
-            return None
-        try:
-            found = allocate(algorithm.name)
-        except LookupError:
-            raise self.refuse(unknown, errno.ENOENT) from None
-        try:
-            if algorithm.key is not None:
-                found.set_key(bytes.fromhex(algorithm.key))
-        except OSError as failure:
-            raise self.refuse(bad_key, failure.errno or errno.EINVAL) from None
-        if found.needs_key:
-            raise self.refuse(bad_key, errno.ENOKEY)
-        return found
+        self.hash = get_mac(self, self.algorithms["internal_hash"], *words)
+        words = "Invalid journal mac", "Error setting journal mac key"
+        self.mac = get_mac(self, self.algorithms["journal_mac"], *words)
 
     def _check_tag_size(self, size: int) -> int:
         if not size:
@@ -200,6 +119,7 @@ class Integrity(Target):
             meta_sectors=self.meta.bdev.size,
             separate=self.meta_dev is not None,
             log2_buffer_sectors=min(self.numbers["buffer_sectors"].bit_length() - 1, MAX_LOG2_BUFFER_SECTORS),
+            bitmap=self.mode == "B",
         )
 
     def _read_superblock(self) -> bool:
@@ -257,20 +177,29 @@ class Integrity(Target):
         if not layout.separate:
             alignment = (layout.metadata_run & -layout.metadata_run).bit_length() - 1
             layout.log2_buffer_sectors = min(layout.log2_buffer_sectors, alignment)
+        self.log2_blocks_per_bit = self._bitmap_granularity()
 
-    def _set_bitmap_size(self) -> None:
-        """The super block tells how a bitmap would be laid out in the place of the journal."""
+    def _bitmap_granularity(self) -> int:
+        """How much a bit of the bitmap stands for, so that it fits in the place of the journal; whether there is one or
+        not."""
         sb, layout = self.layout.sb, self.layout
         log2 = max(self.numbers["sectors_per_bit"].bit_length() - 1, sb.log2_sectors_per_block)
         bits = min(layout.section_sectors * sb.journal_sections * SECTOR_SIZE * 8, UINT_MAX)
         while bits < layout.provided + (1 << log2) - 1 >> log2:
             log2 += 1
-        sb.log2_blocks_per_bitmap_bit = log2 - sb.log2_sectors_per_block
+        return log2 - sb.log2_sectors_per_block
+
+    def _set_max_io_len(self) -> None:
+        """A bio is within one area, and its bits within one block of the bitmap."""
+        limits = [] if self.layout.separate else [1 << self.layout.sb.log2_interleave_sectors]
+        if self.bitmap is not None:
+            limits.append(self.bitmap.max_io_len)
+        self.max_io_len = min(limits, default=0)
 
     def _set_recalculation(self) -> None:
         sb = self.layout.sb
         if self.flags & {"recalculate", "reset_recalculate"} and not sb.flags & SbFlag.RECALCULATING:
-            self._recalculate_all()
+            sb.recalculate()
         if not sb.flags & SbFlag.RECALCULATING:
             return
         if self.hash is None:
@@ -282,11 +211,6 @@ class Integrity(Target):
                 errno.EOPNOTSUPP,
             )
 
-    def _recalculate_all(self) -> None:
-        sb = self.layout.sb
-        sb.flags |= SbFlag.RECALCULATING
-        sb.recalc_sector = 0
-
     def _has_disabled_recalculation(self) -> bool:
         """`dm_integrity_disable_recalculate`."""
         keyed, mac_keyed = (self.algorithms[name].key is not None for name in ("internal_hash", "journal_mac"))
@@ -296,15 +220,10 @@ class Integrity(Target):
             return keyed and not mac_keyed
         return keyed or mac_keyed
 
-    def _refuse_bitmap(self) -> None:
-        if self.mode == "B":
-            raise self.refuse("Mode B is not supported, use J or D", errno.EOPNOTSUPP)
-        if self.layout.sb.flags & SbFlag.DIRTY_BITMAP:
-            raise self.refuse("The device was used in mode B, whose bitmap is not supported", errno.EOPNOTSUPP)
-
     def _start_io(self) -> None:
-        if self.algorithms["journal_crypt"].name is not None and self.mode != "R":
-            raise self.refuse("Invalid journal cipher", errno.ENOENT)
+        cipher = get_cipher(self, self.algorithms["journal_crypt"]) if self.mode != "R" else None
+        granule = self.layout.sectors_per_block << self.log2_blocks_per_bit
+        self.bitmap = Bitmap(granule, self.layout.provided) if self.mode == "B" else None
         entries = self.layout.section_entries * self.layout.sb.journal_sections
         self.threshold = (entries * (100 - self.numbers["journal_watermark"]) + 50) // 100
         self.entries = entries
@@ -315,7 +234,8 @@ class Integrity(Target):
             self.dev.bdev,
             self.meta.bdev,
             self.hash,
-            Journal(self.layout, self.mac),
+            Journal(self.layout, self.mac, JournalCipher(cipher, self.layout) if cipher else None),
+            self.bitmap,
             limit=max(entries - self.threshold, 1) if self.mode == "J" else 0,
             discard="allow_discards" in self.flags,
             disk=f"dm-{self.table.device.minor}",
@@ -365,16 +285,23 @@ class Integrity(Target):
         """Commit what was written in a while, if nothing else makes us; before a suspension that has begun is over."""
         if self.suspending:
             self._commit()
-        elif self.io.pending and not self.timer_runs:
+        elif self._is_unsettled and not self.timer_runs:
             self.timer_runs = True
-            self.call_later(self.numbers["commit_time"] / 1000, self._commit)
+            interval = "commit_time" if self.bitmap is None else "bitmap_flush_interval"
+            self.call_later(self.numbers[interval] / 1000, self._commit)
         bio.endio(error)
 
     def _commit(self) -> None:
         self.timer_runs = False
-        if self.io.pending:
+        if self._is_unsettled:
             self.hold()
-            self.queue.start(self.io.commit(), lambda error: self.release())
+            job = self.io.commit() if self.bitmap is None else self.io.flush_bitmap()
+            self.queue.start(job, lambda error: self.release())
+
+    @property
+    def _is_unsettled(self) -> bool:
+        """Blocks wait for the journal, or bits are set that could be clear."""
+        return bool(self.io.pending) if self.bitmap is None else self.bitmap.marked
 
     def _run(self, job: Job) -> int:
         """For commands, which wait for it."""
@@ -390,30 +317,25 @@ class Integrity(Target):
 
     def postsuspend(self) -> None:
         """A removal does not wait for the commit."""
-        self._run(self.io.commit())
+        self._run(self.io.end_bitmap() if self.bitmap is not None else self.io.commit())
 
     def resume(self) -> None:
         self.suspending = False
-        sb = self.layout.sb
         if self.mode == "R":
             return
-        if sb.provided_data_sectors != self.layout.provided:
-            sb.provided_data_sectors = self.layout.provided
-            self._run(self.io.write_superblock())
-        if not self.is_current:
-            self._run(self.io.replay())
-            self.is_current = True
-        if "reset_recalculate" in self.flags:
-            self._recalculate_all()
-        if sb.flags & SbFlag.RECALCULATING and sb.recalc_sector > self.layout.provided:
-            sb.recalc_sector = self.layout.provided
-            self._run(self.io.write_superblock())
+        reset = "reset_recalculate" in self.flags
+        self._run(self.io.resume(self.log2_blocks_per_bit, replay=not self.is_current, reset=reset))
+        self.is_current = True
         self.queue_work(self._recalculate)
 
     def _recalculate(self) -> None:
         """The next step of a recalculation, if one goes on."""
         sb = self.layout.sb
-        if self.suspending or not sb.flags & SbFlag.RECALCULATING or sb.recalc_sector >= self.layout.provided:
+        if self.suspending or self.hash is None or not sb.flags & SbFlag.RECALCULATING:
+            return
+        if sb.recalc_sector >= self.layout.provided:
+            if self.bitmap is not None:
+                self._commit()
             return
 
         def done(error: int) -> None:
@@ -449,6 +371,8 @@ class Integrity(Target):
             f"buffer_sectors:{1 << layout.log2_buffer_sectors}": True,
             f"journal_watermark:{watermark}": self.mode == "J",
             f"commit_time:{self.numbers['commit_time']}": self.mode == "J",
+            f"sectors_per_bit:{layout.sectors_per_block << self.log2_blocks_per_bit}": self.mode == "B",
+            f"bitmap_flush_interval:{self.numbers['bitmap_flush_interval']}": self.mode == "B",
             "fix_padding": sb.flags & SbFlag.FIXED_PADDING,
             "fix_hmac": sb.flags & SbFlag.FIXED_HMAC,
             "legacy_recalculate": "legacy_recalculate" in self.flags,

@@ -2,6 +2,7 @@
 
 With a journal, writes stay in memory until a flush, a FUA write, the commit timer, or until they fill the journal up to
 the watermark; then they go to the journal, from there to where they belong, and what the device caches is flushed.
+With a bitmap, a bit is on the disk before the blocks that it stands for are written; a timer clears it again.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from ...model.dm_target import SECTOR_SIZE, BlockDevice, Op
 from ..serial import Job
 from ..shash import Shash
 from ..steps import Request
+from .bitmap import BLOCK_SECTORS, Bitmap
 from .journal import Entry, Journal, JournalError
 from .layout import Layout, SbFlag
 
@@ -59,6 +61,7 @@ class IntegrityIo:
         meta: BlockDevice,
         digest: Shash | None,
         journal: Journal,
+        bitmap: Bitmap | None = None,
         *,
         limit: int,
         discard: bool,
@@ -70,6 +73,7 @@ class IntegrityIo:
         self._meta = meta
         self._hash = digest
         self._journal = journal
+        self._bitmap = bitmap
         self._limit = limit
         self._discard = discard
         self._disk = disk
@@ -173,6 +177,8 @@ class IntegrityIo:
         sb = self._layout.sb
         if sb.flags & SbFlag.RECALCULATING and sector + len(data) // SECTOR_SIZE > sb.recalc_sector:
             return
+        if self._bitmap and not self._bitmap.stale.all_clear(sector, len(data) // SECTOR_SIZE):
+            return
         if self._hash is not None:
             found = yield from self._read_tags(sector, len(data) // self._block_size * self._layout.tag_size)
             self._check(sector, data, found)
@@ -194,6 +200,7 @@ class IntegrityIo:
             yield from self._flush()
 
     def _write_through(self, sector: int, data: memoryview, tags: memoryview | None) -> Steps:
+        yield from self._mark(sector, len(data) // SECTOR_SIZE)
         yield from self._do(Request(Op.WRITE, self._data, self._layout.data_sector(sector), data))
         if tags is not None:
             yield from self._write_tags(sector, bytes(tags))
@@ -220,6 +227,7 @@ class IntegrityIo:
         """What is discarded may read as anything: its tags say so."""
         if self.pending:
             yield from self._commit()
+        yield from self._mark(sector, sectors)
         yield from self._do(Request(Op.DISCARD, self._data, self._layout.data_sector(sector), sectors))
         blocks = sectors // self._layout.sectors_per_block
         yield from self._write_tags(sector, DISCARD_FILLER * (blocks * self._layout.tag_size))
@@ -267,12 +275,14 @@ class IntegrityIo:
     @_job
     def format(self) -> Steps:
         """Write an empty journal, and after it the super block."""
+        yield from self._clear_journal()
+        yield from self._write_superblock()
+
+    def _clear_journal(self) -> Steps:
         for section, image in self._journal.format():
             yield from self._write_section(section, image)
-        yield from self._do(self._superblock(), "writing superblock")
 
-    @_job
-    def replay(self) -> Steps:
+    def _replay(self) -> Steps:
         """Take up the journal on the disk: write where they belong what it holds."""
         layout, journal = self._layout, self._journal
         image = memoryview(bytearray(journal.sections * layout.section_sectors * SECTOR_SIZE))
@@ -302,32 +312,153 @@ class IntegrityIo:
     # -- the super block --------------------------------------------------------------------------------
 
     def _superblock(self) -> Request:
-        self._layout.sb.set_version(separate=self._layout.separate)
-        image = memoryview(self._layout.sb.build(self._journal.mac))
-        return Request(Op.WRITE, self._meta, self._layout.start, image, fua=True)
+        layout = self._layout
+        layout.sb.set_version(separate=layout.separate, bitmap=layout.bitmap)
+        image = memoryview(layout.sb.build(self._journal.mac))
+        return Request(Op.WRITE, self._meta, layout.start, image, fua=True)
+
+    def _write_superblock(self) -> Steps:
+        yield from self._do(self._superblock(), "writing superblock")
 
     @_job
-    def write_superblock(self) -> Steps:
-        yield from self._do(self._superblock(), "writing superblock")
+    def resume(self, log2_blocks_per_bit: int, *, replay: bool, reset: bool) -> Steps:
+        """Take up what is on the disk (`dm_integrity_resume`). `log2_blocks_per_bit`: of a bitmap that begins now;
+        `replay`: the journal was not taken up yet; `reset`: recalculate all tags."""
+        layout, sb = self._layout, self._layout.sb
+        is_same = sb.log2_blocks_per_bitmap_bit == log2_blocks_per_bit
+        if sb.provided_data_sectors != layout.provided:
+            if self._bitmap and is_same and sb.provided_data_sectors < layout.provided:
+                yield from self._read_bitmap(self._bitmap)
+                self._bitmap.disk.set(sb.provided_data_sectors, layout.provided - sb.provided_data_sectors)
+                yield from self._write_bitmap(self._bitmap)
+            sb.provided_data_sectors = layout.provided
+            yield from self._write_superblock()
+        if sb.flags & SbFlag.DIRTY_BITMAP:
+            yield from self._resume_dirty(log2_blocks_per_bit, keep=is_same and not reset)
+        else:
+            if replay:
+                yield from self._replay()
+            if reset:
+                sb.recalculate()
+            if self._bitmap:
+                yield from self._begin_bitmap(self._bitmap, log2_blocks_per_bit)
+        if sb.flags & SbFlag.RECALCULATING and sb.recalc_sector > layout.provided:
+            sb.recalc_sector = layout.provided
+            yield from self._write_superblock()
+
+    # -- the bitmap -------------------------------------------------------------------------------------
+
+    def _read_bitmap(self, bitmap: Bitmap) -> Steps:
+        image = memoryview(bytearray(bitmap.blocks * BLOCK_SECTORS * SECTOR_SIZE))
+        yield from self._do(Request(Op.READ, self._meta, self._layout.section_sector(0), image), "reading journal")
+        bitmap.load(image)
+
+    def _write_bitmap(self, bitmap: Bitmap, block: int = 0, blocks: int | None = None) -> Steps:
+        image = memoryview(bitmap.image(block, bitmap.blocks if blocks is None else blocks))
+        sector = self._layout.section_sector(0) + block * BLOCK_SECTORS
+        yield from self._do(Request(Op.WRITE, self._meta, sector, image, fua=True), "writing journal")
+
+    def _resume_dirty(self, log2_blocks_per_bit: int, *, keep: bool) -> Steps:
+        """Nobody suspended the device that had a bitmap. `keep`: believe it."""
+        layout, sb = self._layout, self._layout.sb
+        bitmap = self._bitmap or Bitmap(layout.sectors_per_block << log2_blocks_per_bit, layout.provided)
+        yield from self._read_bitmap(bitmap)
+        if not keep or not bitmap.disk.all_clear(0, layout.provided):
+            sb.recalculate()
+        if not self._bitmap:
+            yield from self._clear_journal()
+            yield from self._replay()
+            sb.flags &= ~SbFlag.DIRTY_BITMAP
+        elif keep:
+            bitmap.take_over()
+        else:
+            sb.log2_blocks_per_bitmap_bit = log2_blocks_per_bit
+            bitmap.set_all()
+            yield from self._write_bitmap(bitmap)
+        yield from self._write_superblock()
+
+    def _begin_bitmap(self, bitmap: Bitmap, log2_blocks_per_bit: int) -> Steps:
+        sb = self._layout.sb
+        sb.flags |= SbFlag.DIRTY_BITMAP
+        sb.log2_blocks_per_bitmap_bit = log2_blocks_per_bit
+        yield from self._write_superblock()
+        yield from self._read_bitmap(bitmap)
+        bitmap.clear_all()
+        if sb.flags & SbFlag.RECALCULATING and sb.recalc_sector < bitmap.sectors:
+            bitmap.set_all(sb.recalc_sector)
+        yield from self._write_bitmap(bitmap)
+
+    def _mark(self, sector: int, sectors: int) -> Steps:
+        """With a bitmap: these sectors are going to be written."""
+        bitmap = self._bitmap
+        if bitmap is None or bitmap.writable.all_set(sector, sectors):
+            return
+        bitmap.disk.set(sector, sectors)
+        yield from self._write_bitmap(bitmap, bitmap.block_of(sector), 1)
+        bitmap.writable.set(sector, sectors)
+        bitmap.marked = True
+
+    @_job
+    def flush_bitmap(self) -> Steps:
+        """All that was written is on the disk, with its tags: clear the bits (`bitmap_flush_work`)."""
+        bitmap, sb = self._bitmap, self._layout.sb
+        assert bitmap is not None
+        bitmap.marked = False
+        yield from self._flush_devices()
+        limit = bitmap.sectors
+        if sb.flags & SbFlag.RECALCULATING:
+            limit = sb.recalc_sector // bitmap.granule * bitmap.granule
+        bitmap.disk.clear(0, limit)
+        bitmap.writable.clear(0, limit)
+        yield from self._write_bitmap(bitmap)
+
+    @_job
+    def end_bitmap(self) -> Steps:
+        """Leave an empty journal behind, and nothing to recalculate."""
+        yield from self._flush_devices()
+        yield from self._clear_journal()
+        self._layout.sb.flags &= ~SbFlag.DIRTY_BITMAP
+        yield from self._write_superblock()
+
+    # -- recalculation ----------------------------------------------------------------------------------
 
     @_job
     def recalculate(self) -> Steps:
         """Make tags for the next blocks (`integrity_recalc`), and at times write down how far it got."""
-        layout, sb = self._layout, self._layout.sb
+        layout, sb, bitmap = self._layout, self._layout.sb, self._bitmap
         left = layout.provided - sb.recalc_sector
         if left > 0:
             count = min(RECALC_SECTORS, left)
             if not layout.separate:
                 count = min(count, (1 << sb.log2_interleave_sectors) - layout.area(sb.recalc_sector)[1])
-            data = memoryview(bytearray(count * SECTOR_SIZE))
-            sector = layout.data_sector(sb.recalc_sector)
-            yield from self._do(Request(Op.READ, self._data, sector, data), "reading data")
-            yield from self._write_tags(sb.recalc_sector, b"".join(self._tags(sb.recalc_sector, data)))
+            yield from self._make_tags(sb.recalc_sector, count)
             sb.recalc_sector += count
             self._recalculated += 1
         if left <= RECALC_SECTORS or self._recalculated % RECALC_WRITE_SUPER == 0:
             yield from self._flush_devices()
-            yield from self._do(self._superblock(), "writing superblock")
+            yield from self._write_superblock()
+            if bitmap:
+                bitmap.marked = True
+                if sb.recalc_sector >= layout.provided:
+                    bitmap.stale.clear(0, layout.provided)
+
+    def _make_tags(self, first: int, count: int) -> Steps:
+        """For some blocks; with a bitmap, only from the first to the last that has none."""
+        layout, bitmap, step = self._layout, self._bitmap, self._layout.sectors_per_block
+        sector, end = first, first + count
+        if bitmap:
+            while sector < end and bitmap.stale.all_clear(sector, step):
+                sector += step
+            while sector < end and bitmap.stale.all_clear(end - step, step):
+                end -= step
+        if sector == end:
+            return
+        data = memoryview(bytearray((end - sector) * SECTOR_SIZE))
+        yield from self._do(Request(Op.READ, self._data, layout.data_sector(sector), data), "reading data")
+        yield from self._write_tags(sector, b"".join(self._tags(sector, data)))
+        if bitmap:
+            start, stop = (at // bitmap.granule * bitmap.granule for at in (first, first + count))
+            bitmap.stale.clear(start, stop - start)
 
 
 def _cut(tags: memoryview, size: int) -> list[bytes]:

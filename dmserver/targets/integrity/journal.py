@@ -14,11 +14,11 @@ from typing import NamedTuple
 
 from ...model.dm_target import SECTOR_SIZE
 from ..shash import Shash
+from .journal_crypt import COMMIT_IDS, JournalCipher
 from .layout import JOURNAL_BLOCK_SECTORS, JOURNAL_SECTOR_DATA, Layout, SbFlag
 
 __all__ = ["Entry", "Journal", "JournalError", "Replay"]
 
-COMMIT_IDS = tuple(0x1111111111111111 * number for number in (1, 2, 3, 4))
 UNUSED = 0xFFFFFFFF << 32
 MAC_SIZE = 8
 
@@ -47,11 +47,13 @@ class JournalError(Exception):
 
 
 class Journal:
-    """`section`: the next to be written, with `commit_seq`."""
+    """`section`: the next to be written, with `commit_seq`. `mac` signs sections, `cipher` encrypts them."""
 
-    def __init__(self, layout: Layout, mac: Shash | None) -> None:
+    def __init__(self, layout: Layout, mac: Shash | None, cipher: JournalCipher | None = None) -> None:
         self._layout = layout
         self.mac = mac
+        self._cipher = cipher
+        self._commit_ids = cipher.commit_ids if cipher else COMMIT_IDS
         self.sections = layout.sb.journal_sections
         self.section = 0
         self.commit_seq = 0
@@ -60,7 +62,7 @@ class Journal:
     # -- sections ---------------------------------------------------------------------------------------
 
     def _commit_id(self, section: int, sector: int, seq: int) -> bytes:
-        return (COMMIT_IDS[seq] ^ section << 32 ^ sector).to_bytes(8, "little")
+        return (self._commit_ids[seq] ^ section << 32 ^ sector).to_bytes(8, "little")
 
     def _place(self, number: int) -> int:
         """The byte of a section at which an entry lies."""
@@ -92,7 +94,7 @@ class Journal:
         for sector in range(layout.section_sectors):
             end = (sector + 1) * SECTOR_SIZE
             image[end - 8 : end] = self._commit_id(section, sector, seq)
-        return image
+        return bytearray(self._cipher.encrypt(section, image)) if self._cipher else image
 
     def parse(self, section: int, image: memoryview) -> Iterator[Entry]:
         """The entries of a section. JournalError when its MAC is wrong."""
@@ -155,6 +157,8 @@ class Journal:
         are written. JournalError when it is not one; then `clear` it."""
         size = self._layout.section_sectors * SECTOR_SIZE
         images = [image[at : at + size] for at in range(0, self.sections * size, size)]
+        if self._cipher is not None:
+            images = [memoryview(self._cipher.decrypt(section, part)) for section, part in enumerate(images)]
         seqs = [self._seqs(section, part) for section, part in enumerate(images)]
         used = set().union(*seqs)
         empty = all(self._is_empty(part) for part in images)
@@ -186,9 +190,9 @@ class Journal:
         for sector in range(self._layout.section_sectors):
             end = (sector + 1) * SECTOR_SIZE
             value = int.from_bytes(image[end - 8 : end], "little") ^ section << 32 ^ sector
-            if value not in COMMIT_IDS:
+            if value not in self._commit_ids:
                 raise JournalError("journal commit id")
-            found.add(COMMIT_IDS.index(value))
+            found.add(self._commit_ids.index(value))
         return found
 
     def _is_empty(self, image: memoryview) -> bool:

@@ -69,13 +69,19 @@ class Superblock:
             image += mac.digest(image)
         return image.ljust(SB_SECTORS * SECTOR_SIZE, b"\0")
 
-    def set_version(self, *, separate: bool) -> None:
-        """The oldest version that has what is used (`sb_set_version`); `separate`: metadata have their own device."""
+    def recalculate(self) -> None:
+        """From the first sector on."""
+        self.flags |= SbFlag.RECALCULATING
+        self.recalc_sector = 0
+
+    def set_version(self, *, separate: bool, bitmap: bool) -> None:
+        """The oldest version that has what is used (`sb_set_version`); `separate`: metadata have their own device;
+        `bitmap`: mode B."""
         if self.flags & SbFlag.FIXED_HMAC:
             self.version = 5
         elif self.flags & SbFlag.FIXED_PADDING:
             self.version = 4
-        elif self.flags & SbFlag.DIRTY_BITMAP:
+        elif bitmap or self.flags & SbFlag.DIRTY_BITMAP:
             self.version = 3
         else:
             self.version = 2 if separate or self.flags & SbFlag.RECALCULATING else 1
@@ -83,7 +89,8 @@ class Superblock:
 
 class Layout:
     """Positions, in sectors unless said otherwise. `start`: where all begins on the (metadata) device; `data_sectors`,
-    `meta_sectors`: sizes of the devices, the same one's if not `separate`."""
+    `meta_sectors`: sizes of the devices, the same one's if not `separate`. `bitmap`: there is one in the place of the
+    journal."""
 
     def __init__(
         self,
@@ -95,6 +102,7 @@ class Layout:
         meta_sectors: int,
         separate: bool,
         log2_buffer_sectors: int,
+        bitmap: bool = False,
     ) -> None:
         self.sb = Superblock(
             tag_size=tag_size,
@@ -107,6 +115,7 @@ class Layout:
         self.meta_sectors = meta_sectors
         self.separate = separate
         self.log2_buffer_sectors = log2_buffer_sectors
+        self.bitmap = bitmap
         self.metadata_run = self.initial_sectors = self.provided = 0
         self._measure_sections()
 
@@ -185,7 +194,7 @@ class Layout:
         if not self.provided:
             raise ValueError("the device is too small")
         sb.provided_data_sectors = self.provided
-        sb.set_version(separate=self.separate)
+        sb.set_version(separate=self.separate, bitmap=self.bitmap)
 
     def _choose_sections(self, most: int) -> None:
         """As many sections of journal as there is room for beside all the tags, but no more than `most`."""

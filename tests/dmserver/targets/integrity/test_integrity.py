@@ -24,6 +24,8 @@ LAYOUTS = [
     "2 internal_hash:sha256 block_size:4096",
     f"2 {CRC} meta_device:1:2",
     f"4 {KEYED} fix_hmac journal_mac:hmac(sha256):aa meta_device:1:2",
+    f"3 {CRC} journal_crypt:ctr(aes):{'5a' * 32} journal_mac:sha256",
+    f"2 {CRC} journal_crypt:cbc(aes):{'5a' * 32}",
 ]
 
 
@@ -60,7 +62,6 @@ def log(bench: Bench) -> list[str]:
         (f"1:0 8999 - B 1 {CRC}", (errno.EINVAL, "Not enough provided sectors for requested mapping size")),
         ("1:0 0 - J 1 internal_hash:", (errno.ENOENT, "Invalid internal hash")),
         ("1:0 0 - J 1 internal_hash:crc32c:", (errno.EINVAL, "Error setting internal hash key")),
-        (f"1:0 0 - B 1 {CRC}", (errno.EOPNOTSUPP, "Mode B is not supported, use J or D")),
         ("1:0 0 425 J 0", (errno.EINVAL, "Too big tag size")),
         ("1:0 0 4 J 2 x", (errno.EINVAL, "Invalid number of feature args")),
         ("1:0 0 4 J 1 journal_watermark:101", (errno.EINVAL, "Invalid argument")),
@@ -70,7 +71,11 @@ def log(bench: Bench) -> list[str]:
         ("1:0 0 - J 1 internal_hash:sha256:00", (errno.ENOSYS, "Error setting internal hash key")),
         ("1:0 0 - J 1 internal_hash:hmac(sha256)", (errno.ENOKEY, "Error setting internal hash key")),
         ("1:0 0 4 J 1 journal_mac:bogus", (errno.ENOENT, "Invalid journal mac")),
-        ("1:0 0 4 J 1 journal_crypt:ctr(aes):00", (errno.ENOENT, "Invalid journal cipher")),
+        ("1:0 0 4 J 1 journal_crypt:ctr(no):00", (errno.ENOENT, "Invalid journal cipher")),
+        ("1:0 0 4 J 1 journal_crypt:essiv(ecb(aes),sha256)", (errno.EINVAL, "Invalid journal cipher")),
+        ("1:0 0 4 J 1 journal_crypt:ctr(aes):00", (errno.EINVAL, "Error setting encryption key")),
+        ("1:0 0 4 J 1 journal_crypt:ctr(aes)", (errno.ENOKEY, "Unable to encrypt journal")),
+        ("1:0 0 4 J 1 journal_crypt:cbc(aes)", (errno.ENOKEY, "Unable to generate iv")),
         ("1:0 0 4 J 1 allow_discards", (errno.EINVAL, "Discard can be only used with internal hash")),
         ("1:0 0 4 J 1 recalculate", (errno.EINVAL, "Recalculate can only be specified with internal_hash")),
         (f"1:0 16380 - J 1 {CRC}", (errno.EIO, "Error reading superblock")),
@@ -104,7 +109,7 @@ def test_hmac_guards_recalculation_and_the_superblock() -> None:
     assert bench.refusal(Integrity, 8, f"1:1 0 - J 2 {KEYED} recalculate")[0] == errno.EOPNOTSUPP
 
 
-@pytest.mark.parametrize("mode", "JD")
+@pytest.mark.parametrize("mode", "JBD")
 @pytest.mark.parametrize("options", LAYOUTS)
 def test_what_is_written_stays_and_a_flipped_bit_is_found(options: str, mode: str) -> None:
     bench = Bench()
@@ -320,7 +325,7 @@ def test_what_is_discarded_has_no_tag_to_match() -> None:
 
 
 @pytest.mark.skipif(not shutil.which("integritysetup"), reason="needs integritysetup (cryptsetup-bin)")
-@pytest.mark.parametrize("options", ["", "-I sha256 -s 4096", "--integrity-no-journal"])
+@pytest.mark.parametrize("options", ["", "-I sha256 -s 4096", "--integrity-no-journal", "-B"])
 def test_integritysetup(tmp_path: Path, options: str) -> None:
     """Under the bridge: format, open, write, close, open, and a flipped byte."""
     (tmp_path / "disk").write_bytes(bytes(8 << 20))

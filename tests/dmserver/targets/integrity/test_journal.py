@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dmserver.targets.integrity.journal import COMMIT_IDS, Entry, Journal, JournalError
+from dmserver.targets.integrity.journal import Entry, Journal, JournalError
+from dmserver.targets.integrity.journal_crypt import COMMIT_IDS
 from dmserver.targets.integrity.layout import Layout, SbFlag
 from dmserver.targets.shash import allocate
 
