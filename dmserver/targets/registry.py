@@ -19,10 +19,19 @@ GROUP = "dmserver.targets"
 _OURS = "dmserver.targets."
 
 #: Types whose modules, dm-mod and dm-snapshot, register several of them: in this order.
-_IN_ORDER = ("error", "linear", "striped", "snapshot", "snapshot-origin", "snapshot-merge")
+_BUILT_IN = ("error", "linear", "striped")
+_IN_ORDER = (*_BUILT_IN, "snapshot", "snapshot-origin", "snapshot-merge")
 
 #: Types that their modules have no alias for: they are there once something else loaded those.
 _WITHOUT_ALIAS = ("thin",)
+
+#: Names that no type has and that bring a module all the same: its aliases, its file, and modules that need it.
+_MORE_NAMES = {
+    **dict.fromkeys(("raid0", "raid1", "raid10", "raid4", "raid5", "raid6"), "dm-raid"),
+    "unstripe": "dm-unstriped",
+    **dict.fromkeys(("cache-smq", "cache-default", "cache-mq", "cache-cleaner"), "dm-cache"),
+    **dict.fromkeys(("round-robin", "queue-length", "service-time"), "dm-multipath"),
+}
 
 
 class TargetRegistry:
@@ -50,6 +59,10 @@ class TargetRegistry:
         return self._loaded.get(name)
 
     def _load(self, name: str) -> None:
+        name = name.replace("_", "-")  # to modprobe they are one
+        if name in _MORE_NAMES:
+            self.modprobe(_MORE_NAMES[name])
+            return
         for module, kinds in self._modules.items():
             if name not in _WITHOUT_ALIAS and any(kind.name == name for kind in kinds):
                 self.modprobe(module)
@@ -62,10 +75,13 @@ class TargetRegistry:
             self.register(kind)
         return any(_module(kind) == module for kind in self._loaded.values())
 
-    def modules(self) -> set[str]:
-        """The modules that there are, loaded or not."""
+    def modules(self) -> dict[str, str]:
+        """The modules that there are, loaded or not, by every name that modprobe(8) knows them by: their own, and an
+        alias for each type (`dm-snapshot-merge`)."""
         self._look()
-        return {*self._modules, *(_module(kind) for kind in self._loaded.values())}
+        kinds = [*self._loaded.values(), *(kind for kinds in self._modules.values() for kind in kinds)]
+        names = {f"dm-{kind.name}": _module(kind) for kind in kinds if kind.name not in _BUILT_IN + _WITHOUT_ALIAS}
+        return names | {module: module for module in map(_module, kinds)}
 
     def __iter__(self) -> Iterator[type[Target]]:
         self._look()

@@ -25,6 +25,25 @@ def test_types_of_dm_mod_are_there_and_modules_come_when_they_are_named() -> Non
     assert registry.get("no such type") is None
 
 
+@pytest.mark.parametrize(
+    ("name", "loaded"),
+    [
+        ("raid1", ["raid"]),
+        ("log_writes", ["log-writes"]),
+        ("thin_pool", ["thin-pool", "thin"]),
+        ("thin", []),
+        ("cache-smq", ["cache"]),
+        ("round-robin", ["multipath"]),
+        ("unstripe", ["unstriped"]),
+    ],
+)
+def test_a_module_comes_by_other_names_than_those_of_its_types(name: str, loaded: list[str]) -> None:
+    registry = TargetRegistry.installed()
+    kind = registry.get(name)
+    assert kind is None
+    assert names(registry)[:-3] == loaded
+
+
 def test_a_name_is_registered_once() -> None:
     registry = TargetRegistry([Zero])
     with pytest.raises(ValueError, match=r"'zero' is registered already"):
