@@ -96,12 +96,14 @@ class Found(NamedTuple):
 
 
 class ThinMetadata(Metadata[_Superblock]):
-    """The metadata on a device of `blocks` blocks of 4096 bytes, of which `read` reads one."""
+    """The metadata on a device of `blocks` blocks of 4096 bytes, of which `read` reads one. `in_service`: something was
+    committed since they were opened."""
 
     def __init__(self, read: Callable[[int], bytes], blocks: int, data_block_size: int, *, writable: bool) -> None:
         """Open or, on a device that begins with zeroes, format. `data_block_size` in sectors. Raises Corrupt, or
         MetadataError when the device is for another pool, or unformatted and not `writable`."""
         super().__init__(read)
+        self.in_service = False
         self._devices: dict[int, ThinDevice] = {}
         self._reserve = min(_MAX_RESERVE, blocks // 10)
         image = read(SUPERBLOCK)
@@ -177,6 +179,7 @@ class ThinMetadata(Metadata[_Superblock]):
 
     def committed(self) -> None:
         super().committed()
+        self.in_service = True
         self._data_map.counts.committed()
         for device in self._devices.values():
             device.changed = False

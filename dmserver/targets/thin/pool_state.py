@@ -174,8 +174,11 @@ class PoolState(Committer):
         return self.mode > Mode.OUT_OF_DATA_SPACE
 
     def commit(self) -> None:
-        """Failures change the mode."""
+        """Failures change the mode. Once anything was committed the superblock is written even if nothing changed: so a
+        device that is gone is found out."""
         with self.changes() as actions:
+            if not self.read_only:
+                self.metadata.changed |= self.metadata.in_service
             self._check_metadata_low(actions)
         super().commit()
 

@@ -231,6 +231,17 @@ def test_a_pool_whose_superblock_cannot_be_written_fails() -> None:
         write(bench, thin, 0, bytes(512))
 
 
+def test_a_status_finds_out_that_the_metadata_device_is_gone() -> None:
+    bench = Bench()
+    pool = make_pool(bench)
+    thin = bench.load("thin", (Thin, 1024, "253:0 0"))
+    status(pool)
+    bench.disks[1].fail = lambda bio: True
+    assert pool.live
+    assert pool.live.targets[0].status(StatusType.INFO).startswith("0 214/2048 ")
+    assert [status(pool), status(thin)] == ["Fail", "Fail"]
+
+
 def create(pool: DmDev, devices: range) -> None:
     for number in devices:
         message(pool, f"create_thin {number}")
