@@ -330,8 +330,8 @@ def _modprobe_d(space: Namespace, name: bytes) -> Dir:
     """modprobe(8) runs the command that is there for a module, and that looks into /sys/module."""
 
     def configuration() -> bytes:
-        modules = sorted({*space.devices.registry.modules(), *POLICIES})
-        return "".join(f"install {m} test -d /sys/module/{m.replace('-', '_')}\n" for m in modules).encode()
+        modules = sorted({**space.devices.registry.modules(), **POLICIES}.items())
+        return "".join(f"install {name} test -d /sys/module/{m.replace('-', '_')}\n" for name, m in modules).encode()
 
     return Dir(lambda: {b"dmserver.conf": File(configuration)}, overlay=True)
 

@@ -138,8 +138,9 @@ def test_what_lies_above_a_directory_that_only_the_bridge_has(machine: PrivateSe
 @pytest.mark.skipif(not shutil.which("modprobe"), reason="modprobe is not installed")
 def test_modules_can_be_loaded(machine: PrivateServer) -> None:
     script = """modprobe dm-thin-pool; modprobe dm_cache_smq; modprobe dm-mod; modprobe dm-none || echo none
-    dmsetup targets | cut -d' ' -f1 | head -3"""
-    assert sh(machine, script).split() == ["none", "cache", "thin-pool", "thin"]
+    modprobe dm-snapshot-merge; dmsetup targets | cut -d' ' -f1 | head -6"""
+    types = ["snapshot-merge", "snapshot-origin", "snapshot", "cache", "thin-pool", "thin"]
+    assert sh(machine, script).split() == ["none", *types]
 
 
 def test_files_of_the_run_are_renamed_and_dated(machine: PrivateServer) -> None:

@@ -44,6 +44,16 @@ def test_a_module_comes_by_other_names_than_those_of_its_types(name: str, loaded
     assert names(registry)[:-3] == loaded
 
 
+def test_modules_go_by_the_names_of_their_types_too() -> None:
+    registry = TargetRegistry.installed()
+    modules = registry.modules()
+    assert modules["dm-snapshot-merge"] == modules["dm-snapshot"] == "dm-snapshot"
+    assert modules["dm-mod"] == "dm-mod"
+    assert not {"dm-linear", "dm-thin"} & modules.keys()
+    assert registry.modprobe("dm-snapshot")
+    assert registry.modules() == modules
+
+
 def test_a_name_is_registered_once() -> None:
     registry = TargetRegistry([Zero])
     with pytest.raises(ValueError, match=r"'zero' is registered already"):
