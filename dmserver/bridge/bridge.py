@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING
 from dmproto.wire import huge_decode
 from dmserver.host import Host
 from dmserver.loop import Loop
-from dmserver.model.keyring import Keyring
 
 from .caller import Caller
 from .changes import Changes
 from .control import ControlNodes, Door
 from .devices import Devices
 from .files import Files
+from .keys import Keys
 from .loopdev import Loops
 from .namespace import CONTROL, LOOP_CONTROL_DEV, Namespace
 from .nodes import ABSENT, Dir, File, Link, Node, Special
@@ -41,7 +41,6 @@ __all__ = ["Bridge"]
 
 LOOP_CONTROL = b"/dev/loop-control"
 DEV_RENAME, DEV_SUSPEND = 5, 6
-KEY_MAX = 32767  # bytes that add_key(2) takes
 
 
 class Bridge:
@@ -58,6 +57,7 @@ class Bridge:
         self.paths = Paths(self.space, self._root + b"/shadow")
         self.files: Files = Files(self)
         self.changes: Changes = Changes(self)
+        self.keys = Keys(host.mapper)
         host.mapper.call_soon = loop.call_soon_threadsafe
         self.control = ControlNodes(loop, door or host, host.mapper.events, self._observe, self._locate)
         self.loops = Loops(host.mapper, lambda: os.fsdecode(self._shadow_file(b"/dev/loop", b"")))
@@ -113,15 +113,6 @@ class Bridge:
 
     def nothing(self, call: Call) -> int:
         return 0
-
-    def add_key(self, call: Call) -> Outcome:
-        """A logon key can be read by the kernel only, and by whoever sees it come."""
-        kind, description = os.fsdecode(call.string(0)), os.fsdecode(call.string(1))
-        if kind in ("logon", "user"):
-            keyring = self.host.mapper.shared.setdefault(Keyring, Keyring())
-            assert isinstance(keyring, Keyring)
-            keyring[kind, description] = call.caller.read(call.args[2], min(call.args[3], KEY_MAX))
-        return CONTINUE
 
     # -- what the handlers share ------------------------------------------------------------------------
 

@@ -39,6 +39,7 @@ SYSCALLS: dict[str, tuple[int | None, int | None]] = {
     "getdents64": (217, 61),
     "getxattr": (191, 8),
     "ioctl": (16, 29),
+    "keyctl": (250, 219),
     "lchown": (94, None),
     "lgetxattr": (192, 9),
     "link": (86, None),
