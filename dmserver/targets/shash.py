@@ -22,6 +22,7 @@ _HASHES = (
     *("md5", "sha1", "sha224", "sha256", "sha384", "sha512"),
     *("sha3-224", "sha3-256", "sha3-384", "sha3-512"),
 )
+_BLAKE2 = re.compile(r"(blake2b)-(160|256|384|512)|(blake2s)-(128|160|224|256)")
 _HMAC = re.compile(r"hmac\(([\w-]+)\)\Z")
 _CRC32C = 0x82F63B78
 #: Up to this many blocks, one after the other is faster.
@@ -76,6 +77,35 @@ class _Hmac(_Hashlib):
     def set_key(self, key: bytes) -> None:
         self._start = hmac.new(key, digestmod=self._name)
         self.needs_key = False
+
+
+class _Blake2(_Hashlib):
+    """The key is optional."""
+
+    def __init__(self, name: str, size: int) -> None:
+        self._make = hashlib.blake2b if name == "blake2b" else hashlib.blake2s
+        self._start = self._make(digest_size=size)
+        self.digest_size = size
+
+    def set_key(self, key: bytes) -> None:
+        if len(key) > self._make.MAX_KEY_SIZE:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        self._start = self._make(digest_size=self.digest_size, key=key)
+
+
+class _XxHash64(Shash):
+    """The key is the seed, little-endian."""
+
+    digest_size = 8
+    _seed = 0
+
+    def set_key(self, key: bytes) -> None:
+        if len(key) != self.digest_size:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        self._seed = int.from_bytes(key, "little")
+
+    def digest(self, *parts: Data) -> bytes:
+        return _xxh64(self._seed, b"".join(parts)).to_bytes(8, "little")
 
 
 class _Crc(Shash):
@@ -158,6 +188,48 @@ def _crc32c_many(planes: list[int], data: bytes, count: int) -> list[int]:
     return [crc0, crc1, crc2, crc3]
 
 
+_U64 = (1 << 64) - 1
+_P1, _P2, _P3 = 0x9E3779B185EBCA87, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9
+_P4, _P5 = 0x85EBCA77C2B2AE63, 0x27D4EB2F165667C5
+
+
+def _rotated(value: int, bits: int) -> int:
+    return (value << bits | value >> 64 - bits) & _U64
+
+
+def _xxh64(seed: int, data: bytes) -> int:
+    """XXH64 (github.com/Cyan4973/xxHash, doc/xxhash_spec.md)."""
+
+    def mixed(lane: int, word: int) -> int:
+        return _rotated(lane + word * _P2 & _U64, 31) * _P1 & _U64
+
+    whole = len(data) // 32 * 32
+    if whole:
+        lanes = [seed + _P1 + _P2 & _U64, seed + _P2 & _U64, seed, seed - _P1 & _U64]
+        words = struct.unpack_from(f"<{whole // 8}Q", data)
+        for at in range(4):
+            for word in words[at::4]:
+                lanes[at] = mixed(lanes[at], word)
+        total = sum(_rotated(lane, bits) for lane, bits in zip(lanes, (1, 7, 12, 18), strict=True)) & _U64
+        for lane in lanes:
+            total = ((total ^ mixed(0, lane)) * _P1 + _P4) & _U64
+    else:
+        total = seed + _P5 & _U64
+    total = total + len(data) & _U64
+    at = whole
+    while len(data) - at >= 8:
+        total = _rotated(total ^ mixed(0, int.from_bytes(data[at : at + 8], "little")), 27) * _P1 + _P4 & _U64
+        at += 8
+    if len(data) - at >= 4:
+        total = _rotated(total ^ int.from_bytes(data[at : at + 4], "little") * _P1 & _U64, 23) * _P2 + _P3 & _U64
+        at += 4
+    for byte in data[at:]:
+        total = _rotated(total ^ byte * _P5 & _U64, 11) * _P1 & _U64
+    total = (total ^ total >> 33) * _P2 & _U64
+    total = (total ^ total >> 29) * _P3 & _U64
+    return total ^ total >> 32
+
+
 def _crc32(crc: int, data: Data) -> int:
     """zlib inverts before and after, the kernel's `crc32` does not."""
     return zlib.crc32(data, crc ^ 0xFFFFFFFF) ^ 0xFFFFFFFF
@@ -169,8 +241,12 @@ def allocate(name: str) -> Shash:
         return _Crc32c()
     if name == "crc32":
         return _Crc(_crc32, 0, 0)
+    if name == "xxhash64":
+        return _XxHash64()
     if name in _HASHES:
         return _Hashlib(name)
+    if match := _BLAKE2.fullmatch(name):
+        return _Blake2(match[1] or match[3], int(match[2] or match[4]) // 8)
     if (match := _HMAC.match(name)) and match[1] in _HASHES:
         return _Hmac(match[1])
     raise LookupError(f"no hash {name!r}")

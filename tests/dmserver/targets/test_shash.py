@@ -24,6 +24,38 @@ def test_a_crc_starts_from_its_key() -> None:
         crc.set_key(b"short")
 
 
+@pytest.mark.parametrize(
+    ("data", "seed", "expected"),
+    [
+        (b"", 0, 0xEF46DB3751D8E999),
+        (b"a", 0, 0xD24EC4F1A98C6E5B),
+        (b"abc", 0, 0x44BC2CF5AD770999),
+        (b"Nobody inspects the spammish repetition", 0, 0xFBCEA83C8A378BF1),
+        (b"xxhash", 20141025, 0xB559B98D844E0635),
+    ],
+)
+def test_xxhash64(data: bytes, seed: int, expected: int) -> None:
+    """Published values; the kernel writes the number little-endian."""
+    xxhash = allocate("xxhash64")
+    if seed:
+        xxhash.set_key(seed.to_bytes(8, "little"))
+    assert xxhash.digest(data[:2], data[2:]) == expected.to_bytes(8, "little")
+    with pytest.raises(OSError, match="Invalid argument"):
+        xxhash.set_key(b"short")
+
+
+def test_blake2() -> None:
+    blake = allocate("blake2b-160")
+    assert blake.digest(b"a", b"b") == hashlib.blake2b(b"ab", digest_size=20).digest()
+    blake.set_key(b"key")
+    assert blake.digest(b"ab") == hashlib.blake2b(b"ab", digest_size=20, key=b"key").digest()
+    assert allocate("blake2s-256").digest(b"ab") == hashlib.blake2s(b"ab").digest()
+    with pytest.raises(OSError, match="Invalid argument"):
+        blake.set_key(bytes(65))
+    with pytest.raises(LookupError):
+        allocate("blake2b-128")
+
+
 def test_hashes_and_hmac() -> None:
     assert allocate("sha256").digest(b"a", b"b") == hashlib.sha256(b"ab").digest()
     assert allocate("sha3-256").digest(b"") == hashlib.sha3_256().digest()
