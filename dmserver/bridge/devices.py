@@ -68,12 +68,23 @@ class Devices:
             held = {pdev.bdev.dev: pdev.bdev for table in mapped.slots if table for pdev in table.pdevs}
             yield from (bdev for bdev in held.values() if not (isinstance(bdev, Disk) and _is_file(bdev)))
 
-    def links(self) -> Iterator[tuple[bytes, DmDev]]:
-        """The paths below /dev, of one directory and a name, that udev would make for mapped devices."""
+    def links(self, directory: bytes = b"") -> Iterator[tuple[bytes, DmDev]]:
+        """The paths below /dev, of a directory and a name, that udev would make for mapped devices: all, or those of
+        one directory."""
+        within = directory and directory + b"/"
+        named = b"" if directory in (b"", b"mapper") else udev.device_name(directory, b"")
         for device in self.mapped():
-            if device.name and device.live:
+            if device.name_bytes.startswith(named) and device.name and device.live:
                 for path in self.links_of(device):
-                    yield path, device
+                    if path.startswith(within):
+                        yield path, device
+
+    def linked(self, directory: bytes, name: bytes) -> DmDev | None:
+        """The device that such a path leads to."""
+        device = self.mapper.names.get(name if directory == b"mapper" else udev.device_name(directory, name))
+        if device and device.has_disk and device.live and directory + b"/" + name in self.links_of(device):
+            return device
+        return None
 
     def links_of(self, device: DmDev) -> Iterator[bytes]:
         flags = self.udev_flags.get(device.minor, 0)

@@ -156,7 +156,7 @@ def _disks_in(space: Namespace, directory: bytes) -> Dir | None:
 
 def _mapper(space: Namespace, name: bytes) -> Dir:
     def entries() -> Mapping[bytes, Node]:
-        return {**_links_in(space, name), b"control": CONTROL}
+        return {**_Links(space.devices, name), b"control": CONTROL}
 
     return Dir(entries)
 
@@ -165,10 +165,23 @@ CONTROL = Special(stat.S_IFCHR, CONTROL_DEV)
 LOOP_CONTROL = Special(stat.S_IFCHR, LOOP_CONTROL_DEV, Owner(0o660, 0, DISK_GROUP))
 
 
-def _links_in(space: Namespace, name: bytes) -> dict[bytes, Node]:
-    """The links of udev's in a directory of /dev."""
-    parts = ((path.partition(b"/"), device) for path, device in space.devices.links())
-    return {link: _link(device) for (directory, _, link), device in parts if directory == name}
+class _Links(Mapping[bytes, "Node"]):
+    """The links of udev's in a directory of /dev. None but the one that is asked for is made."""
+
+    def __init__(self, devices: Devices, directory: bytes) -> None:
+        self._devices = devices
+        self._directory = directory
+
+    def __getitem__(self, name: bytes) -> Node:
+        if device := self._devices.linked(self._directory, name):
+            return _link(device)
+        raise KeyError(name)
+
+    def __iter__(self) -> Iterator[bytes]:
+        return (path.partition(b"/")[2] for path, _ in self._devices.links(self._directory))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
 
 
 def _link(device: DmDev) -> Link:
@@ -178,7 +191,14 @@ def _link(device: DmDev) -> Link:
 def _linked(space: Namespace) -> dict[bytes, Node]:
     """The directories of /dev in which udev has links: volume groups, and mapper."""
     names = {path.partition(b"/")[0] for path, _ in space.devices.links()}
-    return {name: Dir(partial(_links_in, space, name), overlay=True) for name in names}
+    return {name: Dir(partial(_Links, space.devices, name), overlay=True) for name in names}
+
+
+def _group(space: Namespace, name: bytes) -> Dir | None:
+    """The directory of a volume group."""
+    if any(space.devices.links(name)):
+        return Dir(partial(_Links, space.devices, name), overlay=True)
+    return None
 
 
 def _control(space: Namespace, name: bytes) -> Node:
@@ -190,10 +210,8 @@ def _loop_control(space: Namespace, name: bytes) -> Node:
 
 
 def _mapper_node(space: Namespace, name: bytes) -> Node:
-    device = space.devices.mapper.by_name(os.fsdecode(name))
-    if device and device.has_disk and device.live and b"mapper/" + name in space.devices.links_of(device):
-        return _link(device)
-    return ABSENT
+    device = space.devices.linked(b"mapper", name)
+    return _link(device) if device else ABSENT
 
 
 def _dev_node(space: Namespace, name: bytes) -> Node | None:
@@ -202,7 +220,7 @@ def _dev_node(space: Namespace, name: bytes) -> Node | None:
         device = space.devices.by_dev((space.devices.major, int(minor))) if minor.isdigit() else None
         return _block(device) if device else ABSENT
     path = b"/dev/" + name
-    found = space._disk(path) or _linked(space).get(name) or _disks_in(space, path)
+    found = space._disk(path) or _group(space, name) or _disks_in(space, path)
     return found or (ABSENT if _is_hidden(space, name) else None)
 
 

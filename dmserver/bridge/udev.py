@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["logical_volume", "makes_node"]
+__all__ = ["device_name", "logical_volume", "makes_node"]
 
 DM_UDEV_DISABLE_SUBSYSTEM_RULES_FLAG, DM_UDEV_DISABLE_LIBRARY_FALLBACK, DM_UDEV_PRIMARY_SOURCE_FLAG = 0x02, 0x20, 0x40
 
@@ -19,6 +19,11 @@ _split = re.compile(r"((?:--|[^-])+)-((?:--|[^-])+)(-.*)?", re.DOTALL).fullmatch
 def makes_node(flags: int) -> bool:
     """/dev/mapper/NAME is udev's to make, not the library's."""
     return bool(flags & DM_UDEV_DISABLE_LIBRARY_FALLBACK) or not flags & DM_UDEV_PRIMARY_SOURCE_FLAG
+
+
+def device_name(group: bytes, volume: bytes) -> bytes:
+    """The name of a logical volume's device (dm_build_dm_name()); of no volume, how those of a group begin."""
+    return group.replace(b"-", b"--") + b"-" + volume.replace(b"-", b"--")
 
 
 def logical_volume(name: str, uuid: str, flags: int) -> tuple[str, str] | None:

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
+from support.targets import Bench
 
-from dmserver.bridge.udev import logical_volume, makes_node
+from dmserver.bridge import udev
+from dmserver.bridge.devices import Devices
+from dmserver.bridge.namespace import Namespace
+from dmserver.bridge.nodes import Dir, Link
+from dmserver.bridge.udev import device_name, logical_volume, makes_node
+from dmserver.targets.registry import TargetRegistry
+from dmserver.targets.zero import Zero
 from dmserver.testing import PrivateServer
 
 VOLUME = """
@@ -53,6 +61,42 @@ def test_links_of_volumes(name: str, volume: tuple[str, str] | None) -> None:
     assert logical_volume(name, "LVM-x", 0) == volume
     assert logical_volume(name, "CRYPT-x", 0) is None
     assert logical_volume(name, "LVM-x", 2) is None
+    if volume:
+        assert device_name(*map(os.fsencode, volume)) == name.encode()
+
+
+def devices(names: Iterable[str]) -> Devices:
+    """Live devices of LVM's, with those links that udev makes."""
+    bench = Bench()
+    for name in names:
+        device = bench.mapper.create(name, "LVM-" + name)
+        device.has_disk = True
+        bench.load(name, (Zero, 8, ""))
+    return Devices(bench.mapper, TargetRegistry(), lambda: None)
+
+
+def test_a_link_is_found_by_its_name() -> None:
+    space = Namespace(devices(["v--g-a", "v-b", "v--g-a-real"]), lambda name: name)
+    assert space.find(b"/dev/v-g/a") == Link(b"../dm-0")
+    assert space.find(b"/dev/v/b") == Link(b"../dm-1")
+    assert space.find(b"/dev/v-g/b") is None
+    assert space.find(b"/dev/v--g") is None
+    group = space.find(b"/dev/v-g")
+    assert isinstance(group, Dir)
+    assert list(space.entries(b"/dev/v-g", group)) == [b"a"]
+
+
+def test_to_find_a_link_other_volumes_are_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    space = Namespace(devices(f"g{number % 10}-{number}" for number in range(1000)), lambda name: name)
+    looked_at = []
+
+    def look(name: str, uuid: str, flags: int) -> tuple[str, str] | None:
+        looked_at.append(name)
+        return logical_volume(name, uuid, flags)
+
+    monkeypatch.setattr(udev, "logical_volume", look)
+    assert space.find(b"/dev/g7/997") == Link(b"../dm-997")
+    assert looked_at == ["g7-7", "g7-997"]
 
 
 @pytest.mark.skipif(not shutil.which("lvcreate", path=os.environ["PATH"] + ":/usr/sbin:/sbin"), reason="no lvm")
