@@ -382,6 +382,8 @@ class Cache(Target):
 
     def refresh_status(self) -> None:
         if self._state.mode is not Mode.FAIL and not self.table.device.suspended:
+            with self._store.changes():
+                self._store.metadata.changed = True  # the counters are
             self._store.commit()
 
     def status(self, kind: StatusType) -> str:

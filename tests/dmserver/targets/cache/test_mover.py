@@ -99,7 +99,7 @@ def test_what_cannot_be_written_back_stays_dirty() -> None:
 def test_a_promotion_that_fails() -> None:
     bench = Bench()
     device = make_cache(bench)
-    bench.disks[2].fail = lambda bio: True
+    bench.disks[2].fail = lambda bio: bio.op is Op.WRITE
     heat(bench, device, 0)
     with pytest.raises(OSError, match="WRITE") as failure:
         submit(bench, device, Op.WRITE, BLOCK, WHOLE)

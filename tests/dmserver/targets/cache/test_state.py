@@ -60,6 +60,14 @@ def test_metadata_that_cannot_be_written(when: Op) -> None:
     assert log(bench)[-1] == NAME + "unable to service cache target messages in READ_ONLY or FAIL mode"
 
 
+def test_a_status_commits_the_counters() -> None:
+    bench = Bench()
+    device = make_cache(bench)
+    assert status(device).endswith(" smq 0 rw - ")
+    bench.disks[1].fail = lambda bio: bio.op is Op.WRITE
+    assert status(device) == "Fail"
+
+
 def test_metadata_that_need_a_check() -> None:
     bench = Bench()
     bench.remove(broken(bench))
