@@ -22,6 +22,7 @@ from ...model.dm_target import (
     QueueLimits,
     StatusType,
     Target,
+    TargetFeature,
     parse_sector,
     parse_u32,
 )
@@ -45,6 +46,7 @@ MODES = ("J", "B", "D", "R")
 class Integrity(Target):
     name = "integrity"
     version = (1, 10, 0)
+    features = TargetFeature.SINGLETON
     num_flush_bios = 1
     flush_supported = True
 

@@ -11,7 +11,7 @@ from support.targets import Bench, FaultyDisk, discard, flush, pattern, read, st
 
 from dmserver.io.bio import Bio, Op
 from dmserver.model.dm_dev import DmDev
-from dmserver.model.dm_target import StatusType
+from dmserver.model.dm_target import StatusType, TargetFeature
 from dmserver.targets.integrity.integrity import Integrity
 
 SIZE = 8192
@@ -85,6 +85,10 @@ def log(bench: Bench) -> list[str]:
 )  # fmt: skip
 def test_refusals(params: str, refusal: tuple[int, str]) -> None:
     assert Bench().refusal(Integrity, SIZE, params) == refusal
+
+
+def test_no_other_target_is_beside_it() -> None:
+    assert TargetFeature.SINGLETON in Integrity.features
 
 
 def test_what_the_superblock_says_must_agree() -> None:
