@@ -12,10 +12,12 @@ from typing import NamedTuple
 
 from dmserver.io.bio import Bio, Op
 from dmserver.io.blockdev import BlockDevice
+from dmserver.io.disk import Disk
 from dmserver.io.disks import SD_MAJOR
 from dmserver.io.zeroout import issue_zeroout
 from dmserver.loop import Loop
 
+from .devices import Devices
 from .supervisor import ANSWERED, Call, Outcome
 from .sysfs import read_ahead_sectors
 
@@ -25,6 +27,9 @@ BLOCK_SIZE = 4096
 MAX_SECTORS = 255
 PAGE_SECTORS = 8
 _RANGE = Struct("=QQ")  # bytes: offset, length
+_BLKPG = Struct("=i4x4x4xQ")  # op, flags, datalen, data
+_BLKPG_PARTITION = Struct("=qqi")  # start, length, pno, names that nobody reads
+BLKPG_ADD_PARTITION, BLKPG_DEL_PARTITION, BLKPG_RESIZE_PARTITION = 1, 2, 3
 
 
 class BlockIoctl(NamedTuple):
@@ -42,8 +47,9 @@ class BlockIoctl(NamedTuple):
 class BlockIoctls:
     """Answers `IOCTLS`."""
 
-    def __init__(self, loop: Loop) -> None:
+    def __init__(self, loop: Loop, devices: Devices) -> None:
         self.loop = loop
+        self.devices = devices
 
     def answer(self, call: Call, device: BlockDevice) -> int | Outcome:
         row = IOCTLS.get(call.args[1] & 0xFFFFFFFF)
@@ -102,6 +108,34 @@ def _set_read_ahead(ioctls: BlockIoctls, call: Call, device: BlockDevice) -> int
     return 0
 
 
+def _change_partitions(ioctls: BlockIoctls, call: Call, device: BlockDevice) -> int:
+    """BLKPG: struct blkpg_ioctl_arg points to a struct blkpg_partition, in bytes."""
+    if not isinstance(device, Disk):
+        return -errno.EINVAL
+    operation, address = _BLKPG.unpack(call.caller.read_exactly(call.args[2], _BLKPG.size))
+    start, length, number = _BLKPG_PARTITION.unpack(call.caller.read_exactly(address, _BLKPG_PARTITION.size))
+    partitions = ioctls.devices.partitions
+    if number <= 0:
+        return -errno.EINVAL
+    if operation == BLKPG_DEL_PARTITION:
+        partitions.delete(device, number)
+        return 0
+    if start < 0 or length <= 0 or (start | length) % device.limits.logical_block_size:
+        return -errno.EINVAL
+    if start + length > device.bytes or operation not in (BLKPG_ADD_PARTITION, BLKPG_RESIZE_PARTITION):
+        return -errno.EINVAL
+    change = partitions.add if operation == BLKPG_ADD_PARTITION else partitions.resize
+    change(device, number, start // 512, length // 512)
+    return 0
+
+
+def _read_partitions(ioctls: BlockIoctls, call: Call, device: BlockDevice) -> int:
+    if not isinstance(device, Disk) or not getattr(device, "partscan", True):
+        return -errno.EINVAL
+    ioctls.devices.partitions.scan(device)
+    return 0
+
+
 def _refuse(number: int) -> Callable[[BlockIoctls, Call, BlockDevice], int]:
     return lambda ioctls, call, device: -number
 
@@ -149,5 +183,6 @@ IOCTLS: dict[int, BlockIoctl] = {
     0x1277: _I(8, "BLKDISCARD", "discards the range; EOPNOTSUPP", act=_discard),
     0x127D: _I(8, "BLKSECDISCARD", "EOPNOTSUPP", act=_refuse(errno.EOPNOTSUPP)),
     0x5382: _I(8, "SCSI_IOCTL_GET_IDLUN", "0:0:0:0 for /dev/sdX, else ENOTTY", "II", _idlun),
-    0x125F: _I(8, "BLKRRPART", "EINVAL: no partitions", act=_refuse(errno.EINVAL)),
+    0x125F: _I(8, "BLKRRPART", "reads the partition table again; EINVAL on mapped devices", act=_read_partitions),
+    0x1269: _I(8, "BLKPG", "adds, resizes or deletes a partition; EINVAL on mapped devices", act=_change_partitions),
 }

@@ -60,7 +60,7 @@ class Bridge:
         self.keys = Keys(host.mapper)
         host.mapper.call_soon = loop.call_soon_threadsafe
         self.control = ControlNodes(loop, door or host, host.mapper.events, self._observe, self._locate)
-        self.loops = Loops(host.mapper, lambda: os.fsdecode(self._shadow_file(b"/dev/loop", b"")))
+        self.loops = Loops(self.devices, lambda: os.fsdecode(self._shadow_file(b"/dev/loop", b"")))
         self._supervisors: set[Supervisor] = set()
         self._handlers = {
             number: (name, self._handler(rule, name)) for number, (name, rule) in rules_by_number().items()
@@ -89,7 +89,7 @@ class Bridge:
         """Only programs that open block devices need them, and their table takes long to import."""
         from .blockioctl import BlockIoctls
 
-        return BlockIoctls(self.loop)
+        return BlockIoctls(self.loop, self.devices)
 
     # -- handlers that belong to no room ----------------------------------------------------------------
 

@@ -1,23 +1,27 @@
-"""The block devices that a client sees: the mapped devices that have a disk, and the disks declared by --pdev."""
+"""The block devices that a client sees: the mapped devices that have a disk, the disks declared by --pdev, loop
+devices, and the partitions of these."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from dmproto.wire import Dev
 from dmserver.io.blockdev import BlockDevice
 from dmserver.io.disk import Disk
+from dmserver.io.disks import LOOP_MAJOR
 from dmserver.model.mapper import Mapper
 from dmserver.targets.registry import TargetRegistry
 
 from . import udev
 
 if TYPE_CHECKING:
+    from dmserver.io.partition import Partitions
     from dmserver.model.dm_dev import DmDev
 
-__all__ = ["Devices", "kernel_name"]
+__all__ = ["Devices", "kernel_name", "sysfs_path"]
 
 
 class Devices:
@@ -31,14 +35,29 @@ class Devices:
         self.refresh = refresh
         self.registry = registry
         self.udev_flags: dict[int, int] = {}
+        self._scanned: set[Disk] = set()
+
+    @cached_property
+    def partitions(self) -> Partitions:
+        """Those of all disks."""
+        from dmserver.io.partition import Partitions
+
+        return Partitions(self.mapper.disks)
 
     @property
     def major(self) -> int:
         return self.mapper.major
 
     def __iter__(self) -> Iterator[BlockDevice]:
+        for disk in self.disks():
+            yield disk
+            yield from self.partitions.of(disk)
         yield from self.mapped()
+
+    def wholes(self) -> Iterator[BlockDevice]:
+        """All but partitions: what has a directory of its own in sysfs."""
         yield from self.disks()
+        yield from self.mapped()
 
     def mapped(self) -> Iterator[DmDev]:
         """Mapped devices have a disk from their first table on."""
@@ -49,7 +68,18 @@ class Devices:
         self.refresh()
         for disk in tuple(self.mapper.disks):
             if isinstance(disk, Disk) and disk.backing != disk.path:
+                if disk not in self._scanned:
+                    self._scanned.add(disk)
+                    self._scan(disk)
                 yield disk
+
+    def _scan(self, disk: Disk) -> None:
+        """A disk that appears may have partitions; a loop device is asked for them."""
+        if disk.dev[0] != LOOP_MAJOR:
+            try:
+                self.partitions.scan(disk)
+            except OSError:
+                pass  # what cannot be read shows none
 
     def by_dev(self, dev: Dev) -> BlockDevice | None:
         found = self.mapper.by_dev(dev)
@@ -97,6 +127,12 @@ class Devices:
 def kernel_name(device: BlockDevice) -> str:
     """The name under /sys/block."""
     return device.path.removeprefix("/dev/").replace("/", "!").lstrip("!")
+
+
+def sysfs_path(device: BlockDevice) -> str:
+    """The path below /sys/devices/virtual/block: a partition is in the directory of its disk."""
+    name, whole = kernel_name(device), device.whole
+    return name if whole is device else f"{kernel_name(whole)}/{name}"
 
 
 def _is_file(disk: Disk) -> bool:

@@ -1,7 +1,6 @@
 """Loop devices for image files (linux/loop.h), of the bridge's own: losetup, kpartx and cryptsetup on a file.
 
-A loop device is a disk whose backing file comes and goes; while it has none it stands on an empty file. Only whole
-files can be bound: a descriptor of the file cannot shift its offsets::
+A loop device is a disk whose backing file comes and goes; while it has none it stands on an empty file. ::
 
     struct loop_info64 {                             struct loop_config {
         __u64 lo_device, lo_inode, lo_rdevice;           __u32 fd;
@@ -26,15 +25,17 @@ from dmproto.wire import SECTOR_SIZE
 from dmserver.io.blockdev import BlockDevice
 from dmserver.io.disk import Disk
 from dmserver.io.disks import LOOP_MAJOR
-from dmserver.model.mapper import Mapper
+from dmserver.io.partition import Partitions
 
+from .devices import Devices
 from .supervisor import Call
 from .syscalls import machine
 
 __all__ = ["CONTROL_IOCTLS", "LOOP_IOCTLS", "Loops"]
 
 PAGE_SIZE = 4096
-LO_FLAGS_READ_ONLY, LO_FLAGS_AUTOCLEAR = 1, 4
+LO_FLAGS_READ_ONLY, LO_FLAGS_AUTOCLEAR, LO_FLAGS_PARTSCAN, LO_FLAGS_DIRECT_IO = 1, 4, 8, 16
+LO_FLAGS = LO_FLAGS_READ_ONLY | LO_FLAGS_AUTOCLEAR | LO_FLAGS_PARTSCAN | LO_FLAGS_DIRECT_IO
 _INFO = Struct("=5Q4I64s64s32s16x")
 # struct loop_info: lo_number, lo_device, lo_inode, lo_rdevice, lo_offset, encryption (2), lo_flags, lo_name ...
 _OLD_INFO = {"x86_64": Struct("=i4xQQQ4i64s56x"), "aarch64": Struct("=iIQI4i64s60x")}
@@ -44,10 +45,11 @@ _CONFIG_HEAD = Struct("=II")
 class LoopDevice(Disk):
     """/dev/loopN. `empty` is the file that it stands on while nothing is bound."""
 
-    def __init__(self, number: int, empty: str) -> None:
+    def __init__(self, number: int, empty: str, partitions: Partitions) -> None:
         super().__init__(f"/dev/loop{number}", (LOOP_MAJOR, number), empty)
         self.empty = self.backing
-        self.autoclear = False
+        self.partitions = partitions
+        self.autoclear = self.partscan = False
 
     @property
     def bound(self) -> bool:
@@ -63,22 +65,40 @@ class LoopDevice(Disk):
         self._size = self._measure()
 
     def detach(self) -> None:
-        """Stand on the empty file again."""
+        """Stand on the empty file again. None of its partitions is open."""
+        self.partitions.clear(self)
+        self.autoclear = self.partscan = False
+        self.offset = self.limit = 0
         self.bind(self.empty)
         _set_block_size(self, SECTOR_SIZE)
 
     def last_close(self) -> None:
         super().last_close()
         if self.autoclear:
-            self.autoclear = False
             self.detach()
+
+    def set_status(self, offset: int, limit: int, flags: int) -> None:
+        """Begin at the byte `offset` of the file, have at most `limit` bytes of it (0: all), and scan for partitions
+        if that is new. OSError(EOVERFLOW, EAGAIN)."""
+        if max(offset, limit) >> 63:
+            raise OSError(errno.EOVERFLOW, os.strerror(errno.EOVERFLOW))
+        if (offset, limit) != (self.offset, self.limit):
+            if self.claims:
+                raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+            self.offset, self.limit = offset, limit
+            self._size = self._measure()
+        self.autoclear = bool(flags & LO_FLAGS_AUTOCLEAR)
+        if flags & LO_FLAGS_PARTSCAN and not self.partscan:
+            self.partscan = True
+            self.partitions.scan(self)
 
 
 class Loops:
     """All loop devices, and /dev/loop-control. `empty()` makes the file that unbound devices stand on."""
 
-    def __init__(self, mapper: Mapper, empty: Callable[[], str]) -> None:
-        self.mapper = mapper
+    def __init__(self, devices: Devices, empty: Callable[[], str]) -> None:
+        self.devices = devices
+        self.disks = devices.mapper.disks
         self._empty = empty
 
     def control(self, call: Call) -> int:
@@ -97,11 +117,11 @@ class Loops:
         """The lowest unbound device; a new one where neither we nor the kernel have a node."""
         number = 0
         while True:
-            found = self.mapper.disks.by_dev((LOOP_MAJOR, number))
+            found = self.disks.by_dev((LOOP_MAJOR, number))
             if isinstance(found, LoopDevice) and not found.bound:
                 return number
             if found is None and not os.path.exists(f"/dev/loop{number}"):
-                self.mapper.disks.add(LoopDevice(number, self._empty()))
+                self.disks.add(LoopDevice(number, self._empty(), self.devices.partitions))
                 return number
             number += 1
 
@@ -112,12 +132,12 @@ class Loops:
         data = call.caller.read_exactly(call.args[2], _CONFIG_HEAD.size + _INFO.size)
         fd, block_size = _CONFIG_HEAD.unpack_from(data)
         _, _, _, offset, limit, _, _, _, flags, *_ = _INFO.unpack_from(data, _CONFIG_HEAD.size)
-        if offset or limit:
+        if flags & ~LO_FLAGS:
             return -errno.EINVAL
         read_only = bool(flags & LO_FLAGS_READ_ONLY)
         result = self._bind(call, device, fd, block_size or SECTOR_SIZE, read_only=read_only)
         if not result and isinstance(device, LoopDevice):
-            device.autoclear = bool(flags & LO_FLAGS_AUTOCLEAR)
+            device.set_status(offset, limit, flags)
         return result
 
     def _bind(self, call: Call, device: Disk, fd: int, block_size: int, *, read_only: bool) -> int:
@@ -139,8 +159,9 @@ class Loops:
         """Now if only the caller has it open, else with the last close, as the kernel does."""
         if not isinstance(device, LoopDevice) or not device.bound:
             return -errno.ENXIO
-        device.autoclear = device.openers > 1
-        if not device.autoclear:
+        if device.openers > 1:
+            device.autoclear = True
+        else:
             device.detach()
         return 0
 
@@ -148,9 +169,7 @@ class Loops:
         if not isinstance(device, LoopDevice) or not device.bound:
             return -errno.ENXIO
         _, _, _, offset, limit, _, _, _, flags, *_ = _INFO.unpack(call.caller.read_exactly(call.args[2], _INFO.size))
-        if offset or limit:
-            return -errno.EINVAL
-        device.autoclear = bool(flags & LO_FLAGS_AUTOCLEAR)
+        device.set_status(offset, limit, flags)
         return 0
 
     def set_status(self, call: Call, device: Disk) -> int:
@@ -161,20 +180,21 @@ class Loops:
         """The older structure, whose layout depends on the machine."""
         if isinstance(device, LoopDevice) and not device.bound:
             return -errno.ENXIO
-        flags = LO_FLAGS_READ_ONLY if device.read_only else 0
+        if device.offset >> 31:
+            return -errno.EOVERFLOW
         name = os.fsencode(device.backing)[:63]
-        call.write(call.args[2], _OLD_INFO[machine().name].pack(device.dev[1], 0, 0, 0, 0, 0, 0, flags, name))
+        numbers = (device.dev[1], 0, 0, 0, device.offset, 0, 0, _flags(device))
+        call.write(call.args[2], _OLD_INFO[machine().name].pack(*numbers, name))
         return 0
 
     def get_status64(self, call: Call, device: Disk) -> int:
         if isinstance(device, LoopDevice) and not device.bound:
             return -errno.ENXIO
         found = os.stat(f"/proc/self/fd/{device.fd}" if device.fd >= 0 else device.backing)
-        autoclear = isinstance(device, LoopDevice) and device.autoclear
-        flags = (LO_FLAGS_READ_ONLY if device.read_only else 0) | (LO_FLAGS_AUTOCLEAR if autoclear else 0)
         name = os.fsencode(device.backing)[:63]
-        numbers = (found.st_dev, found.st_ino, found.st_rdev, 0, 0, device.dev[1], 0, 0, flags)
-        call.write(call.args[2], _INFO.pack(*numbers, name, b"", b""))
+        file = (found.st_dev, found.st_ino, found.st_rdev)
+        part = (device.offset, device.limit, device.dev[1], 0, 0, _flags(device))
+        call.write(call.args[2], _INFO.pack(*file, *part, name, b"", b""))
         return 0
 
     def set_capacity(self, call: Call, device: Disk) -> int:
@@ -193,6 +213,13 @@ class Loops:
 
     def nothing(self, call: Call, device: Disk) -> int:
         return 0
+
+
+def _flags(device: Disk) -> int:
+    flags = LO_FLAGS_READ_ONLY if device.read_only else 0
+    if isinstance(device, LoopDevice):
+        flags |= LO_FLAGS_AUTOCLEAR * device.autoclear | LO_FLAGS_PARTSCAN * device.partscan
+    return flags
 
 
 def _is_block_size(size: int) -> bool:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from dmproto.wire import Dev
 from dmserver.io.blockdev import BlockDevice
 
-from .devices import Devices, kernel_name
+from .devices import Devices, kernel_name, sysfs_path
 from .nodes import ABSENT, Absent, Dir, File, Link, Node, Owner, Private, Special
 from .sysfs import bdi_directory, block_directory
 
@@ -90,9 +90,12 @@ class Namespace:
         return {p[start:]: n for p, n in self.made.items() if p.startswith(prefix) and b"/" not in p[start:]}
 
     def _disk(self, path: bytes) -> Node | None:
+        """The node of a disk or of a partition."""
         for disk in self.devices.disks():
-            if os.fsencode(disk.path) == path:
-                return _block(disk)
+            if path.startswith(os.fsencode(disk.path)):
+                for device in (disk, *self.devices.partitions.of(disk)):
+                    if os.fsencode(device.path) == path:
+                        return _block(device)
         return None
 
     def _holding(self, path: bytes) -> Node | None:
@@ -226,15 +229,18 @@ def _dev_node(space: Namespace, name: bytes) -> Node | None:
 
 # -- /sys ---------------------------------------------------------------------------------------------------
 
+_BLOCK = "devices/virtual/block/"
 
-def _links(target: str) -> Callable[[Namespace, bytes], Dir]:
+
+def _links(target: str, *, partitions: bool) -> Callable[[Namespace, bytes], Dir]:
     """A directory of links to every block device; the names of mapped devices are all ours."""
 
     def directory(space: Namespace, name: bytes) -> Dir:
         def entries() -> Mapping[bytes, Node]:
+            devices = space.devices if partitions else space.devices.wholes()
             return {
                 **_hidden_names(space),
-                **{n: Link(target.encode() + n) for n in (kernel_name(d).encode() for d in space.devices)},
+                **{kernel_name(d).encode(): Link(f"{target}{sysfs_path(d)}".encode()) for d in devices},
             }
 
         return Dir(entries, overlay=True)
@@ -255,7 +261,8 @@ def _kernels(major: int, numbers: frozenset[Dev]) -> dict[bytes, bytes]:
 
 def _natives(space: Namespace) -> dict[bytes, bytes]:
     """The kernel's own devices that have our numbers, and that nobody sees here: their names by MAJ:MIN."""
-    return _kernels(space.devices.major, frozenset(disk.dev for disk in space.devices.disks()))
+    major = space.devices.major
+    return _kernels(major, frozenset(device.dev for device in space.devices if device.dev[0] != major))
 
 
 def _hidden_names(space: Namespace) -> dict[bytes, Node]:
@@ -278,7 +285,7 @@ def _numbers(target: str) -> Callable[[Namespace, bytes], Dir]:
         def entries() -> Mapping[bytes, Node]:
             return {
                 **dict.fromkeys(_natives(space), ABSENT),
-                **{b"%d:%d" % d.dev: Link(f"{target}{kernel_name(d)}".encode()) for d in space.devices},
+                **{b"%d:%d" % d.dev: Link(f"{target}{sysfs_path(d)}".encode()) for d in space.devices},
             }
 
         return Dir(entries, overlay=True)
@@ -289,7 +296,7 @@ def _numbers(target: str) -> Callable[[Namespace, bytes], Dir]:
 def _number(space: Namespace, name: bytes) -> Node | None:
     device = _device_of_number(space, name)
     if device is not None:
-        return Link(f"../../devices/virtual/block/{kernel_name(device)}".encode())
+        return Link(f"../../{_BLOCK}{sysfs_path(device)}".encode())
     return ABSENT if name.startswith(b"%d:" % space.devices.major) else None
 
 
@@ -306,26 +313,27 @@ def _device_of_name(space: Namespace, name: bytes) -> BlockDevice | None:
     return next((device for device in space.devices if kernel_name(device) == wanted), None)
 
 
-def _name(target: str) -> Callable[[Namespace, bytes], Node | None]:
+def _name(target: str, *, partitions: bool) -> Callable[[Namespace, bytes], Node | None]:
     def link(space: Namespace, name: bytes) -> Node | None:
-        if _device_of_name(space, name):
-            return Link(target.encode() + name)
-        return ABSENT if _is_hidden(space, name) else None
+        device = _device_of_name(space, name)
+        if device and (partitions or device.whole is device):
+            return Link(f"{target}{sysfs_path(device)}".encode())
+        return ABSENT if device or _is_hidden(space, name) else None
 
     return link
 
 
 def _block_dir(space: Namespace, name: bytes) -> Node | None:
     device = _device_of_name(space, name)
-    if device is not None:
+    if device is not None and device.whole is device:
         return block_directory(device, space.devices)
-    return ABSENT if _is_hidden(space, name) else None
+    return ABSENT if device or _is_hidden(space, name) else None
 
 
 def _block_dirs(space: Namespace, name: bytes) -> Dir:
     def entries() -> Mapping[bytes, Node]:
         found = _hidden_names(space)
-        for device in space.devices:
+        for device in space.devices.wholes():
             found[kernel_name(device).encode()] = block_directory(device, space.devices)
         return found
 
@@ -389,6 +397,24 @@ def _proc_misc(space: Namespace, name: bytes) -> File:
     return File(content)
 
 
+def _proc_partitions(space: Namespace, name: bytes) -> File:
+    """The kernel's, with our devices in the place of those that are hidden (`show_partition`)."""
+
+    def content() -> bytes:
+        hidden = _hidden_names(space)
+        with open("/proc/partitions", "rb") as lines:
+            others = [line for line in lines if line.split()[3:4] != [] and line.split()[3] not in hidden]
+        head, *others = others
+        ours = [
+            b"%4d  %7d %10d %s\n" % (*device.dev, device.size // 2, kernel_name(device).encode())
+            for device in space.devices
+            if device.size
+        ]
+        return b"".join([head, b"\n", *others, *ours])
+
+    return File(content)
+
+
 def _absent(space: Namespace, name: bytes) -> Node:
     return ABSENT
 
@@ -409,12 +435,13 @@ PATHS: tuple[PathRule, ...] = (
     ),
     PathRule(1, "/proc/devices", "the kernel's, with device-mapper and the majors of all disks", _proc_devices),
     PathRule(1, "/proc/misc", "the kernel's, with 236 device-mapper", _proc_misc),
+    PathRule(8, "/proc/partitions", "the kernel's, with these block devices", _proc_partitions),
     PathRule(1, "/run/udev/control", "absent: no udev is waited for", _absent),
     PathRule(2, "/dev/loop-control", "character device 10:237, for loop devices of the bridge's own", _loop_control),
     PathRule(
         2,
         "/dev/*",
-        "block devices: dm-N, those of --pdev, loop devices that clients asked for; directories of LVM's links",
+        "block devices: dm-N, those of --pdev, loop devices that clients asked for, partitions; directories of links",
         _dev_node,
     ),
     PathRule(3, "/sys/dev/block/*", "link to the device's directory", _number),
@@ -432,11 +459,11 @@ PATHS: tuple[PathRule, ...] = (
     PathRule(5, "/run/dmeventd.pid", "a private file", _private_file),
     PathRule(7, "/sys/module/*", "directory of a target type's module, which is loaded by the look", _module),
     PathRule(7, "/run/modprobe.d", "the kernel's directory with a file for these modules", _modprobe_d),
-    PathRule(8, "/sys/block", "the kernel's directory, mapped devices ours", _links("../devices/virtual/block/")),
-    PathRule(8, "/sys/block/*", "link to the device's directory", _name("../devices/virtual/block/")),
-    PathRule(8, "/sys/class/block", "likewise", _links("../../devices/virtual/block/")),
-    PathRule(8, "/sys/class/block/*", "likewise", _name("../../devices/virtual/block/")),
-    PathRule(8, "/sys/dev/block", "likewise, by number", _numbers("../../devices/virtual/block/")),
+    PathRule(8, "/sys/block", "the kernel's directory, mapped devices ours", _links(f"../{_BLOCK}", partitions=False)),
+    PathRule(8, "/sys/block/*", "link to the device's directory", _name(f"../{_BLOCK}", partitions=False)),
+    PathRule(8, "/sys/class/block", "likewise, with partitions", _links(f"../../{_BLOCK}", partitions=True)),
+    PathRule(8, "/sys/class/block/*", "likewise", _name(f"../../{_BLOCK}", partitions=True)),
+    PathRule(8, "/sys/dev/block", "likewise, by number", _numbers(f"../../{_BLOCK}")),
     PathRule(8, "/sys/devices/virtual/block", "the kernel's directory, mapped devices ours", _block_dirs),
 )
 

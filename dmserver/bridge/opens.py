@@ -135,17 +135,19 @@ class Opens:
             return os.open(path, flags & ~os.O_DIRECT | os.O_CLOEXEC)
 
     def _path(self, device: BlockDevice, *, writing: bool) -> str:
-        """Where FUSE is not to be had, a disk is its backing file even to be written; OSError(EIO) for a mapped device,
-        after the reason was told on standard error."""
-        backing = f"/proc/self/fd/{device.fd}" if isinstance(device, Disk) else ""
-        if isinstance(device, Disk) and (device.is_device or not writing):
-            return backing
+        """Where FUSE is not to be had, a disk is its backing file even to be written; OSError(EIO) for other
+        devices, after the reason was told on standard error."""
+        backing = ""
+        if isinstance(device, Disk) and device.is_whole:
+            backing = f"/proc/self/fd/{device.fd}"
+            if device.is_device or not writing:
+                return backing
         try:
             return "{}/{}:{}".format(self._mounted(), *device.dev)
         except (ImportError, OSError) as error:
             if backing:
                 return backing
-            print(f"dmserver: mapped devices cannot be read or written: {error}", file=sys.stderr, flush=True)
+            print(f"dmserver: {device.path} cannot be read or written: {error}", file=sys.stderr, flush=True)
             raise OSError(errno.EIO, os.strerror(errno.EIO)) from error
 
     def _mounted(self) -> str:

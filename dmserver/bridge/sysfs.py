@@ -15,12 +15,14 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from dmserver.io.blockdev import BlockDevice
+from dmserver.io.disk import Disk
 from dmserver.io.disks import LOOP_MAJOR
 
-from .devices import Devices, kernel_name
+from .devices import Devices, kernel_name, sysfs_path
 from .nodes import Dir, File, Link, Node
 
 if TYPE_CHECKING:
+    from dmserver.io.partition import Partition
     from dmserver.model.dm_dev import DmDev
 
 __all__ = ["bdi_directory", "block_directory", "read_ahead_sectors"]
@@ -46,9 +48,37 @@ def block_directory(device: BlockDevice, devices: Devices) -> Dir:
             b"bdi": Link(f"../../bdi/{major}:{minor}".encode()),
             b"subsystem": Link(b"../../../../class/block"),
             b"queue": Dir(lambda: _files(_queue(device))),
-            b"slaves": Dir(lambda: _links(devices.slaves_of(device))),
-            b"holders": Dir(lambda: _links(devices.holders_of(device))),
+            b"slaves": Dir(lambda: _links("../../", devices.slaves_of(device))),
+            b"holders": Dir(lambda: _links("../../", devices.holders_of(device))),
             **_own(device),
+            **_partitions(device, devices),
+        }
+
+    return Dir(entries)
+
+
+def _partitions(disk: BlockDevice, devices: Devices) -> dict[bytes, Node]:
+    if not isinstance(disk, Disk):
+        return {}
+    return {kernel_name(part).encode(): _partition_directory(part, devices) for part in devices.partitions.of(disk)}
+
+
+def _partition_directory(partition: Partition, devices: Devices) -> Dir:
+    """/sys/devices/virtual/block/DISK/NAME (block/partitions/core.c)."""
+
+    def entries() -> Mapping[bytes, Node]:
+        attributes = _attributes(partition)
+        uevent = f"{attributes['uevent']}\nPARTN={partition.number}"
+        own = {
+            "partition": partition.number,
+            "start": partition.start,
+            "uevent": f"{uevent}\nPARTNAME={partition.name}" if partition.name else uevent,
+        }
+        shown = ("dev", "size", "ro", "alignment_offset", "discard_alignment")
+        return {
+            **_files({**{name: attributes[name] for name in shown}, **own}),
+            b"subsystem": Link(b"../../../../../class/block"),
+            b"holders": Dir(lambda: _links("../../../", devices.holders_of(partition))),
         }
 
     return Dir(entries)
@@ -76,25 +106,25 @@ def _file(value: object) -> File:
     return File(lambda: f"{value}\n".encode())
 
 
-def _links(devices: Iterator[BlockDevice]) -> dict[bytes, Node]:
-    names = [kernel_name(device) for device in devices]
-    return {name.encode(): Link(f"../../{name}".encode()) for name in names}
+def _links(up: str, devices: Iterator[BlockDevice]) -> dict[bytes, Node]:
+    return {kernel_name(device).encode(): Link(f"{up}{sysfs_path(device)}".encode()) for device in devices}
 
 
 def _attributes(device: BlockDevice) -> dict[str, object]:
     major, minor = device.dev
+    kind = "disk" if device.whole is device else "partition"
     return {
         "dev": f"{major}:{minor}",
         "size": device.size,
         "ro": int(device.read_only),
         "range": 1,
-        "ext_range": 1,  # no partitions: parted looks here before it tells the kernel of any
+        "ext_range": 1 if device.mapped_io else 256,  # how many partitions there can be
         "removable": 0,
         "hidden": 0,
         "capability": 4 if device.mapped_io else 0,
         "alignment_offset": 0,
         "discard_alignment": 0,
-        "uevent": f"MAJOR={major}\nMINOR={minor}\nDEVNAME={kernel_name(device)}\nDEVTYPE=disk",
+        "uevent": f"MAJOR={major}\nMINOR={minor}\nDEVNAME={kernel_name(device)}\nDEVTYPE={kind}",
     }
 
 
@@ -103,9 +133,21 @@ def _own(device: BlockDevice) -> dict[bytes, Node]:
         return {b"dm": Dir(lambda: _files(_dm(io.device)))}
     backing = getattr(device, "backing", "")
     if device.dev[0] == LOOP_MAJOR and backing and getattr(device, "bound", True):
-        values = {"backing_file": backing, "partscan": 0, "autoclear": 0, "offset": 0, "sizelimit": 0, "dio": 0}
-        return {b"loop": Dir(lambda: _files(values))}
+        return {b"loop": Dir(lambda: _files(_loop(device)))}
     return {}
+
+
+def _loop(device: BlockDevice) -> dict[str, object]:
+    shown = ("backing", "offset", "limit", "autoclear", "partscan")
+    backing, offset, limit, autoclear, partscan = (getattr(device, name, 0) for name in shown)
+    return {
+        "backing_file": backing,
+        "offset": offset,
+        "sizelimit": limit,
+        "autoclear": int(autoclear),
+        "partscan": int(partscan),
+        "dio": 0,
+    }
 
 
 def _dm(device: DmDev) -> dict[str, object]:

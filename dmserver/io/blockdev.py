@@ -58,6 +58,11 @@ class BlockDevice(ABC):
         return None
 
     @property
+    def whole(self) -> BlockDevice:
+        """The disk whose partition this is, else itself (`bdev_whole`)."""
+        return self
+
+    @property
     @abstractmethod
     def size(self) -> int:
         """Sectors."""

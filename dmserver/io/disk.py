@@ -48,8 +48,12 @@ class Disk(BlockDevice):
     """`backing` is a path, or `ram:SIZE`. The file is open while the disk has openers; memory lives as long as
     the disk. OSError when the file cannot be opened, ValueError for a malformed size.
 
+    It begins at the byte `offset` of its backing and has at most `limit` bytes of it (0: all).
+
     Like Linux's, a ram disk cannot discard; a file or device discards by punching holes, as the loop driver does.
     """
+
+    offset = limit = 0
 
     def __init__(self, path: str, dev: Dev, backing: str, *, read_only: bool = False) -> None:
         super().__init__(path, dev)
@@ -75,15 +79,25 @@ class Disk(BlockDevice):
     def _measure(self) -> int:
         found = os.stat(self.backing)
         if stat.S_ISREG(found.st_mode):
-            return found.st_size // SECTOR_SIZE
+            return self._part(found.st_size)
         if not stat.S_ISBLK(found.st_mode):
             raise OSError(errno.ENOTBLK, "neither a file nor a block device", self.backing)
         self.is_device = True
         fd = os.open(self.backing, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            return os.lseek(fd, 0, os.SEEK_END) // SECTOR_SIZE
+            return self._part(os.lseek(fd, 0, os.SEEK_END))
         finally:
             os.close(fd)
+
+    def _part(self, size: int) -> int:
+        """Sectors, if the backing has `size` bytes."""
+        size = max(0, size - self.offset)
+        return (min(size, self.limit) if self.limit else size) // SECTOR_SIZE
+
+    @property
+    def is_whole(self) -> bool:
+        """The bytes of the disk are those of its backing, from the first to the last."""
+        return not (self.offset or self.limit)
 
     @property
     def size(self) -> int:
@@ -114,7 +128,7 @@ class Disk(BlockDevice):
         bio.endio(error)
 
     def _perform(self, bio: Bio) -> int:
-        offset, length = bio.sector * SECTOR_SIZE, bio.nr_sectors * SECTOR_SIZE
+        offset, length = self.offset + bio.sector * SECTOR_SIZE, bio.nr_sectors * SECTOR_SIZE
         if bio.sector < 0 or bio.sector + bio.nr_sectors > self._size:
             return errno.EIO
         op, data = bio.op, bio.data

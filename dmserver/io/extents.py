@@ -161,7 +161,7 @@ class Route:
             device, sector, length = extent
             left = min(left, length)
             if isinstance(device, Disk):
-                return device, sector, left
+                return (device, sector, left) if device.is_whole else None
             io = device.mapped_io
             flat = self._flats.get(io) if io is not None else None
         return None
@@ -244,7 +244,7 @@ class Route:
     def _below(self, io: MappedIo, below: BlockDevice, start: int, stop: int, shift: int) -> list[_Segment]:
         """A range of the device underneath, seen `shift` sectors further on."""
         if isinstance(below, Disk):
-            return [_Segment(stop + shift, -shift, below)]
+            return [_Segment(stop + shift, -shift, below) if below.is_whole else _Segment(stop + shift, 0)]
         flat = self._flat_of(io, below)
         if flat is None:
             return [_Segment(stop + shift, 0)]

@@ -78,9 +78,8 @@ EXCLUDED: tuple[tuple[str, tuple[int, ...], str], ...] = (
     ("misc_fs", (27,), "resize2fs of a file system that was not mounted and written before"),
     ("misc_fs", (19, 36), "lsblk finds file systems here that it did not look for in the guest"),
     ("misc_sysfs", (1, 22), "attributes of queue/ that nobody reads are not there"),
-    ("misc_sysfs", (23,), "this machine's own devices; /proc/partitions and /proc/diskstats are the kernel's"),
+    ("misc_sysfs", (23,), "this machine's own devices; /proc/diskstats is the kernel's"),
     ("misc_sysfs", (28,), "uevent has no DISKSEQ"),
-    ("misc_sysfs", (29,), "blockdev --report reads /proc/partitions, which is the kernel's"),
 )
 
 

@@ -36,11 +36,22 @@ def test_bind_and_detach(dm_run: Run, image: Path) -> None:
 
 @needs("losetup")
 def test_refusals(dm_run: Run, image: Path) -> None:
-    script = """loop=$(losetup -f --show disk.img); losetup $loop disk.img; losetup -f -o 512 disk.img
+    script = """loop=$(losetup -f --show disk.img); losetup $loop disk.img; losetup -f -o $((1 << 62))0 disk.img
     losetup -r -f --show disk.img >/dev/null && losetup -n -O RO"""
     done = dm_run("sh", "-c", script, cwd=image.parent, check=False)
     assert done.stdout.split() == ["0", "1"]
     assert done.stderr.count("losetup:") >= 2
+
+
+@needs("losetup")
+def test_a_part_of_a_file(dm_run: Run, image: Path) -> None:
+    pytest.importorskip("mfusepy", exc_type=ImportError)
+    script = """set -e; loop=$(losetup -f --show -o 1000 --sizelimit 5000 disk.img); blockdev --getsize64 $loop
+    losetup -n -O OFFSET,SIZELIMIT $loop; printf data | dd of=$loop bs=4 seek=1 conv=notrunc 2>/dev/null
+    dmsetup create vol --table "0 9 linear $loop 0"; dd if=/dev/mapper/vol bs=8 count=1 2>/dev/null | tail -c 4
+    losetup -o 512 $loop disk.img 2>/dev/null || echo; dmsetup remove vol; losetup -d $loop; losetup -a"""
+    assert dm_run("sh", "-c", script, cwd=image.parent).stdout.split() == ["4608", "1000", "5000", "data"]
+    assert image.read_bytes()[1004:1008] == b"data"
 
 
 @needs("losetup")

@@ -129,7 +129,7 @@ def test_without_fuse_the_reason_is_told() -> None:
     command = [sys.executable, "-c", code, "run", "--pdev", "/dev/ram0=ram:1M", "--", "sh", "-c", script]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (1, "data")
-    assert "mapped devices cannot be read or written: FUSE needs mfusepy" in done.stderr
+    assert "/dev/dm-0 cannot be read or written: FUSE needs mfusepy" in done.stderr
     assert "Input/output error" in done.stderr
 
 
