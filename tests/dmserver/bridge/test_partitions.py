@@ -70,6 +70,21 @@ def test_losetup_finds_partitions(sh: Callable[..., list[str]]) -> None:
     ]
 
 
+def test_an_encrypted_image_is_built(sh: Callable[..., list[str]], tmp_path: Path) -> None:
+    pytest.importorskip("mfusepy", exc_type=ImportError)
+    pytest.importorskip("cryptography")
+    (tmp_path / "repart.d").mkdir()
+    definition = "[Partition]\nType=root\nFormat=ext4\nSizeMinBytes=20M\nEncrypt=key-file\n"
+    (tmp_path / "repart.d/root.conf").write_text(definition)
+    script = """head -c 32 /dev/urandom >key; truncate -s 60M image
+    systemd-repart --empty=force --definitions=repart.d --key-file=key --dry-run=no "$PWD/image" >log 2>&1
+    loop=$(losetup -fP --show image); cryptsetup open --key-file key ${loop}p1 root
+    blkid -o value -s TYPE ${loop}p1 /dev/mapper/root; e2fsck -fn /dev/mapper/root >/dev/null 2>&1
+    cryptsetup close root; losetup -d $loop"""
+    lines = sh(script, "systemd-repart", "losetup", "cryptsetup", "blkid", "e2fsck")
+    assert lines == ["crypto_LUKS", "ext4"]
+
+
 @pytest.mark.usefixtures("sda")
 def test_a_program_tells_of_partitions(sh: Callable[..., list[str]]) -> None:
     script = """printf 'label: dos\nsize=8MiB\nsize=16MiB, type=5\nsize=4MiB\n' | sfdisk -q /dev/sda
