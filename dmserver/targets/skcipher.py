@@ -174,10 +174,51 @@ class Xts(Aes):
             tweak = int.from_bytes(first[at : at + BLOCK], "little")
             for _ in range(len(data) // len(ivs) // BLOCK):
                 tweaks.append(tweak.to_bytes(BLOCK, "little"))
-                tweak = tweak << 1 ^ (0x87 if tweak >> 127 else 0)
-                tweak &= (1 << 128) - 1
+                tweak = _doubled(tweak)
         pad = b"".join(tweaks)
         return xor(self.blocks(xor(data, pad), encrypt=encrypt, key=self.data_key), pad)
+
+
+class Lrw(Aes):
+    """C = E(P ^ T) ^ T, where T is the number of the block times the second key in GF(2**128). The IV is the number of
+    the first block, big-endian."""
+
+    key_sizes = (16 + BLOCK, 24 + BLOCK, 32 + BLOCK)
+
+    def set_key(self, key: bytes) -> None:
+        super().set_key(key)
+        self.key, tweak = key[:-BLOCK], int.from_bytes(key[-BLOCK:], "big")
+        powers = [tweak]
+        for _ in range(8 * BLOCK - 1):
+            powers.append(_doubled(powers[-1]))
+        self._powers = powers
+        #: What counting on changes in T, by how many of the number's last bits change.
+        self._steps = [0]
+        for power in powers:
+            self._steps.append(self._steps[-1] ^ power)
+
+    def encrypt(self, data: Data, ivs: Sequence[bytes]) -> Data:
+        pad = self._pad(len(data), ivs)
+        return xor(self.blocks(xor(data, pad), encrypt=True), pad)
+
+    def decrypt(self, data: Data, ivs: Sequence[bytes]) -> Data:
+        pad = self._pad(len(data), ivs)
+        return xor(self.blocks(xor(data, pad), encrypt=False), pad)
+
+    def _pad(self, size: int, ivs: Sequence[bytes]) -> bytes:
+        """T of all blocks."""
+        tweaks: list[bytes] = []
+        for iv in ivs:
+            number, tweak = int.from_bytes(iv, "big"), 0
+            for bit, power in enumerate(self._powers):
+                if number >> bit & 1:
+                    tweak ^= power
+            for _ in range(size // len(ivs) // BLOCK):
+                tweaks.append(tweak.to_bytes(BLOCK, "big"))
+                after = number + 1 & (1 << 8 * BLOCK) - 1
+                tweak ^= self._steps[(number ^ after).bit_length()]
+                number = after
+        return b"".join(tweaks)
 
 
 class Essiv(Skcipher):
@@ -205,7 +246,7 @@ class Essiv(Skcipher):
         return [salted[at : at + BLOCK] for at in range(0, len(salted), BLOCK)]
 
 
-_MODES: dict[str, type[Aes]] = {"cbc": Cbc, "ctr": Ctr, "ecb": Ecb, "xts": Xts}
+_MODES: dict[str, type[Aes]] = {"cbc": Cbc, "ctr": Ctr, "ecb": Ecb, "lrw": Lrw, "xts": Xts}
 _MODE = re.compile(r"(\w+)\((\w+)\)\Z")
 _ESSIV = re.compile(r"essiv\((.+),([\w-]+)\)\Z")
 
@@ -227,6 +268,11 @@ def allocate(name: str) -> Skcipher:
         needs_cryptography(name)
         return _MODES[match[1]]()
     raise LookupError(f"no cipher {name!r}")
+
+
+def _doubled(value: int) -> int:
+    """In GF(2**128)."""
+    return (value << 1 ^ (0x87 if value >> 127 else 0)) & (1 << 128) - 1
 
 
 def needs_cryptography(name: str) -> None:

@@ -69,6 +69,25 @@ def test_xts_takes_keys_that_openssl_refuses(key: bytes) -> None:
     assert cipher.decrypt(cipher.encrypt(plain, [bytes(16), bytes([1] * 16)]), [bytes(16), bytes([1] * 16)]) == plain
 
 
+LRW_KEY = bytes.fromhex("4562ac25f828176d4c268414b5680185258e2a05e73e9d03ee5a830ccc094c87")
+
+
+def test_lrw_is_that_of_ieee_p1619() -> None:
+    cipher = allocated("lrw(aes)", LRW_KEY)
+    iv = (1).to_bytes(16, "big")
+    assert bytes(cipher.encrypt(b"0123456789ABCDEF", [iv])).hex() == "f1b273cd65a3df5fe95d489254634eb8"
+
+
+@given(st.integers(0, (1 << 128) - 1) | st.integers(-40, -1), st.integers(1, 40))
+def test_lrw_counts_blocks(first: int, count: int) -> None:
+    cipher = allocated("lrw(aes)", LRW_KEY)
+    ivs = [(first + at & (1 << 128) - 1).to_bytes(16, "big") for at in range(count)]
+    plain = hashlib.shake_128(ivs[0]).digest(16 * count)
+    expected = b"".join(cipher.encrypt(plain[16 * at : 16 * at + 16], [iv]) for at, iv in enumerate(ivs))
+    assert cipher.encrypt(plain, ivs[:1]) == expected
+    assert cipher.decrypt(memoryview(expected), ivs[:1]) == plain
+
+
 @pytest.mark.parametrize("name", ["bogus(aes)", "cbc(serpent)", "essiv(cbc(aes),no)", "aes"])
 def test_what_is_not_to_be_had(name: str) -> None:
     with pytest.raises(LookupError, match="no cipher"):
