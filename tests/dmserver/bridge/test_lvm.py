@@ -99,6 +99,18 @@ e2fsck -fn /dev/vg/slow
 lvremove -q -y vg
 """
 
+READ_AHEAD = """
+set -e
+pvcreate -q -y /dev/loop20
+vgcreate -q vg /dev/loop20
+lvcreate -q -y -an -Zn -l1 -r 512 -n lv vg
+lvchange -q -ay vg/lv
+echo == $(lvs --noheadings --units k -o lv_kernel_read_ahead vg/lv)
+lvchange -q -r 1024 vg/lv
+echo == $(lvs --noheadings --units k -o lv_kernel_read_ahead vg/lv)
+lvremove -q -y vg
+"""
+
 
 def run(script: str, tmp_path: Path, disks: int, *programs: str) -> str:
     """What a script prints whose /dev/loop20 and on are `disks` disks."""
@@ -139,3 +151,8 @@ def test_caches(tmp_path: Path) -> None:
 def test_writecaches(tmp_path: Path) -> None:
     printed = run(WRITECACHE, tmp_path, 2, "lvcreate", "mkfs.ext4", "dmsetup")
     assert [line for line in printed.splitlines() if line.startswith("== ")] == ["== 31774 29726 0"]
+
+
+def test_read_ahead(tmp_path: Path) -> None:
+    printed = run(READ_AHEAD, tmp_path, 1, "lvcreate")
+    assert [line for line in printed.splitlines() if line.startswith("== ")] == ["== 256.00k", "== 512.00k"]
