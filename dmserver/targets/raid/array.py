@@ -1,7 +1,6 @@
-"""A raid's devices, and what is common to its levels: locks on ranges, failures, superblocks, the bitmap.
+"""A raid's devices, and what is common to its levels: failures, superblocks, the bitmap.
 
-Source: Linux drivers/md/md.c and md-bitmap.c. Positions are in *sync space*, in which a resync walks: sectors of the
-array where there are copies, sectors of each device where there is parity.
+Source: Linux drivers/md/md.c and md-bitmap.c.
 
 Bits of the bitmap are set, and on the disk, before a write goes out; they are cleared when the raid is suspended, not
 by a daemon in between: after an unclean stop all regions written since the last resume are made equal again.
@@ -12,16 +11,16 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from abc import ABC, abstractmethod
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ...model.dm_target import SECTOR_SIZE, Bio, DmPdev, MapResult, Op, Target
+from ...model.dm_target import SECTOR_SIZE, Bio, DmPdev, Op, Target
 from ..steps import Request, Step, gather
+from .personality import Layout, Personality
+from .reshape import Reshape
 from .super import BITMAP_AT, MAX_SECTOR, PAGE, Bitmap, Superblock
 
-__all__ = ["Array", "Carried", "Claim", "Member", "differing"]
+__all__ = ["Array", "Carried", "Member", "differing"]
 
 Done = Callable[[], None]
 Buffer = bytes | memoryview
@@ -72,79 +71,19 @@ class Carried:
     member: Member | None = None
 
 
-@dataclass(slots=True, eq=False)
-class Claim:
-    """A range of sync space that is locked."""
-
-    start: int
-    end: int
-    exclusive: bool
-    run: Callable[[Claim], None]
-
-    def bars(self, other: Claim) -> bool:
-        return self.start < other.end and other.start < self.end and (self.exclusive or other.exclusive)
-
-
-class Ranges:
-    """Locks on ranges, shared or exclusive, in the order of asking."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._held: list[Claim] = []
-        self._waiting: list[Claim] = []
-        self._ready: deque[Claim] = deque()
-        self._starting = False
-
-    def lock(self, start: int, end: int, run: Callable[[Claim], None], *, exclusive: bool) -> None:
-        """Call `run(claim)` once the range is free."""
-        with self._lock:
-            self._waiting.append(Claim(start, end, exclusive, run))
-        self._start()
-
-    def unlock(self, claim: Claim) -> None:
-        with self._lock:
-            self._held.remove(claim)
-        self._start()
-
-    def _start(self) -> None:
-        """Run what may; one thread at a time does, so that nobody's stack grows."""
-        with self._lock:
-            still: list[Claim] = []
-            for claim in self._waiting:
-                if any(other.bars(claim) for other in (*self._held, *still)):
-                    still.append(claim)
-                else:
-                    self._held.append(claim)
-                    self._ready.append(claim)
-            self._waiting = still
-            if self._starting:
-                return
-            self._starting = True
-        while ready := self._next():
-            ready.run(ready)
-
-    def _next(self) -> Claim | None:
-        with self._lock:
-            if self._ready:
-                return self._ready.popleft()
-            self._starting = False
-            return None
-
-
-class Array(ABC):
+class Array:
     """`struct mddev`. `resync_at` (`recovery_cp`): up to there all members agree, MAX_SECTOR when they all do.
-    `sync_max`: the size of sync space; `dev_sectors`: what is used of each device; `shape`: level, layout, chunk."""
+    `plan`: makes the reshape that the first resume is to begin; None: it cannot. `waiting`: that goes on with the next
+    table. `unmarked`: no bitmap is on the disk that is of any use."""
 
-    personality = "raid"
+    #: Set before anything else is done.
+    personality: Personality
 
-    def __init__(
-        self, target: Target, members: list[Member], dev_sectors: int, sync_max: int, shape: tuple[int, int, int]
-    ) -> None:
+    def __init__(self, target: Target, members: list[Member]) -> None:
         self.target = target
         self.members = members
-        self.dev_sectors = dev_sectors
-        self.sync_max = sync_max
-        self.shape = shape
+        self.plan: Callable[[], Reshape | None] | None = None
+        self.waiting = self.unmarked = False
         self.resync_at = MAX_SECTOR
         self.events = 1
         #: What a resync found that it cannot go on: nobody has the data.
@@ -152,39 +91,46 @@ class Array(ABC):
         #: The bitmap that was found has bits of writes that an unclean stop cut short.
         self.unclean = False
         self.bitmap: Bitmap | None = None
-        self.ranges = Ranges()
         self._lock = threading.RLock()
         self._stable = b""
         self._unlogged: list[Done] = []
         self._logging = False
 
-    # -- what a level defines ---------------------------------------------------------------------------
+    @property
+    def reshape(self) -> Reshape | None:
+        """That which is under way."""
+        return self.personality if isinstance(self.personality, Reshape) else None
 
-    @abstractmethod
-    def read(self, bio: Bio) -> MapResult:
-        """`bio.per_bio.at` says where; sets `bio.per_bio.member` when it remaps."""
+    @property
+    def now(self) -> Layout:
+        """Where the data are; those that a reshape has not moved."""
+        now = self.personality
+        if isinstance(now, Reshape):
+            return now.old
+        assert isinstance(now, Layout)
+        return now
 
-    @abstractmethod
-    def retry(self, bio: Bio, member: Member) -> None:
-        """A read from `member` failed: get the data elsewhere, write them back there, and end the bio."""
+    def begin_reshape(self) -> None:
+        """What was planned, if anything (`rs_start_reshape`)."""
+        plan, self.plan = self.plan, None
+        if plan is None:
+            return
+        if reshape := plan():
+            self.personality, self.waiting = reshape, True
+        else:
+            self.target.log("Failed to check/start reshape, continuing without change")
 
-    @abstractmethod
-    def write(self, bio: Bio) -> None:
-        """WRITE or DISCARD."""
-
-    @abstractmethod
-    def sync(self, start: int, end: int, action: str, done: Callable[[int], None]) -> None:
-        """Make sync space equal, or compare; `done` gets the sectors that were not. The range is locked."""
-
-    @abstractmethod
-    def enough(self, without: Member | None = None) -> bool:
-        """All data can be told, even without that member."""
-
-    # -- reading and writing ----------------------------------------------------------------------------
-
-    def job(self, op: Op, member: Member, sector: int, data: memoryview | int | None, *, fua: bool = False) -> Step:
-        """A bio to a member."""
-        return Request(op, member.dev.bdev, sector, data, fua)
+    def end_reshape(self) -> None:
+        """All is in the new shape (`md_finish_reshape`)."""
+        reshape = self.reshape
+        assert reshape is not None
+        self.personality = reshape.new
+        for member in self.members[self.personality.shape.devices :]:
+            member.in_sync = False
+        if reshape.new.sync_max > reshape.sync_max:  # what was added behind copies
+            self.resync_at = reshape.sync_max
+            if self.bitmap:
+                self.bitmap.grow(reshape.new.sync_max)
 
     def flush(self, bio: Bio) -> None:
         """To all members (`md_flush_request`)."""
@@ -195,7 +141,7 @@ class Array(ABC):
             ok = len(failed) < len(members)
             self.fail(failed, lambda: bio.endio(0 if ok else errno.EIO))
 
-        gather([self.job(Op.FLUSH, member, 0, None) for member in members], flushed)
+        gather([Request(Op.FLUSH, member.dev.bdev, 0, None) for member in members], flushed)
 
     # -- failures ---------------------------------------------------------------------------------------
 
@@ -204,7 +150,7 @@ class Array(ABC):
         newly = []
         with self._lock:
             for member in members:
-                if not member.faulty and (not member.in_sync or self._spare(member)):
+                if not member.faulty and (not member.in_sync or self.personality.spare(member)):
                     member.faulty, member.in_sync = True, False
                     newly.append(member)
         if not newly:
@@ -212,40 +158,44 @@ class Array(ABC):
             return
         for member in newly:
             name = os.path.basename(member.dev.path)
-            left = sum(other.in_sync and other.usable for other in self.members)
+            left = sum(other.in_sync and other.usable for other in self.personality.members)
             self.printk(f"Disk failure on {name}, disabling device.")
             self.printk(f"Operation continuing on {left} devices.")
         self.target.queue_work(self.target.event)
         self.write_superblocks(done)
 
-    def _spare(self, member: Member) -> bool:
-        return self.enough(member)
-
     def printk(self, text: str) -> None:
-        self.target.printk(f"md/{self.personality}:mdX: {text}")
+        self.target.printk(f"md/{self.personality.name}:mdX: {text}")
 
     @property
     def recovering(self) -> list[Member]:
         """Members whose data are not there yet."""
-        return [member for member in self.members if member.usable and not member.in_sync]
+        return [member for member in self.personality.members if member.usable and not member.in_sync]
 
     # -- superblocks ------------------------------------------------------------------------------------
 
     def superblock(self, member: Member) -> Superblock:
         """As it is now (`super_sync`). A recovery that does not end begins again with the next table."""
-        level, layout, chunk = self.shape
+        now, old, reshape = self.personality, self.now, self.reshape
+        new = reshape.new if reshape else old
         return Superblock(
-            devices=len(self.members),
+            devices=new.shape.devices,
             position=member.number,
             events=self.events,
             failed=frozenset(other.number for other in self.members if other.data is None or other.faulty),
             recovery_offset=MAX_SECTOR if member.in_sync else 0,
             resync_offset=self.resync_at,
-            level=level,
-            layout=layout,
-            chunk=chunk,
-            array_sectors=self.target.len,
-            sectors=self.dev_sectors,
+            level=old.shape.level,
+            layout=old.shape.layout,
+            chunk=old.shape.chunk,
+            array_sectors=min(self.target.len, now.size),
+            sectors=now.dev_sectors,
+            reshape_position=reshape.position if reshape else MAX_SECTOR,
+            backwards=reshape is not None and reshape.backwards,
+            new=(new.shape.level, new.shape.layout, new.shape.chunk),
+            delta=new.shape.devices - old.shape.devices,
+            data_offset=old.offset,
+            new_data_offset=new.offset,
         )
 
     def write_superblocks(self, done: Done) -> None:
@@ -274,7 +224,7 @@ class Array(ABC):
 
     def load_bitmap(self) -> None:
         """Read it from the member with most events; if that has none, all is to be made equal again."""
-        if self.bitmap is None:
+        if self.bitmap is None or self.unmarked:
             return
         known = [(m.superblock.events, m) for m in self.members if m.usable and m.superblock]
         for _, member in sorted(known, key=lambda each: each[0], reverse=True):

@@ -1,6 +1,6 @@
 """Where a raid keeps what: chunks, copies and parities (Linux drivers/md/raid10.c, raid5.c and lib/raid6).
 
-`Near` is raid10's near layout; raid0 is it with one copy, raid1 with one chunk and as many copies as devices.
+`Copied` is raid10's layouts; raid0 is one with one copy, raid1 with one chunk and as many copies as devices.
 `Striped` is that of raid4, 5 and 6: rows of a chunk of each device, in which P and Q take turns.
 """
 
@@ -9,25 +9,85 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import TYPE_CHECKING
 
-__all__ = ["Near", "Row", "Striped", "recover", "syndromes", "xor"]
+if TYPE_CHECKING:
+    from .personality import Shape
+
+__all__ = ["RAID10_OFFSET", "Copied", "Row", "Striped", "recover", "syndromes", "xor"]
+
+#: A bit of raid10's layout numbers, which are near copies | far copies << 8 | what far copies turn among << 17.
+RAID10_OFFSET = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
-class Near:
-    """`chunk` in sectors; 0: all is one chunk."""
+class Copied:
+    """Each chunk (0: all is one) has `near` copies on devices side by side, and each of those `far` copies, `stride`
+    sectors further, that turn among `group` devices. With `offset` they lie below each row, else behind all of them."""
 
     devices: int
     chunk: int
-    copies: int
+    near: int
+    far: int = 1
+    offset: bool = False
+    group: int = 1
+    stride: int = 0
+
+    @classmethod
+    def of(cls, shape: Shape, dev_sectors: int) -> Copied:
+        """`setup_geo` and `calc_sectors`."""
+        level, layout, chunk, devices = shape
+        if level != 10:
+            return cls(devices, chunk, devices if level == 1 else 1)
+        near, far = layout & 255, layout >> 8 & 255
+        offset = bool(layout & RAID10_OFFSET)
+        group = {0: devices, 1: devices // far, 2: near * far}[layout >> 17]
+        chunks = dev_sectors // chunk // far * devices // near
+        rows = -(-chunks * near * far // devices)
+        return cls(devices, chunk, near, far, offset, group, chunk if offset else rows // far * chunk)
+
+    def size(self, dev_sectors: int) -> int:
+        """`raid10_size`: sectors of the array; md uses whole chunks of each device."""
+        if not self.chunk:
+            return dev_sectors
+        return dev_sectors // self.chunk // self.far * self.devices // self.near * self.chunk
 
     def locate(self, sector: int) -> tuple[list[tuple[int, int]], int]:
         """(device, sector there) of each copy of an array's sector, and for how many sectors that holds."""
         if not self.chunk:
             return [(device, sector) for device in range(self.devices)], 1 << 63
         number, within = divmod(sector, self.chunk)
-        places = [divmod(number * self.copies + copy, self.devices) for copy in range(self.copies)]
-        return [(device, row * self.chunk + within) for row, device in places], self.chunk - within
+        rows = self.far if self.offset else 1
+        places = []
+        for copy in range(self.near):
+            row, device = divmod(number * self.near + copy, self.devices)
+            at = (row * rows) * self.chunk + within
+            for turn in range(self.far):
+                places.append((device, at + turn * self.stride))
+                device = self._turn(device)
+        return places, self.chunk - within
+
+    def _turn(self, device: int) -> int:
+        """The device of the next far copy."""
+        start = device // self.group * self.group
+        count = self.group
+        rest = self.devices % self.group
+        if rest and start + 2 * self.group > self.devices:  # the last group has those that are left, too
+            start = self.devices - rest - self.group
+            count += rest
+        return start + (device + self.near - start) % count
+
+    def first(self, at: int) -> int:
+        """The first sector of devices that has to do with the array from `at` on; not of far copies."""
+        return at // self.chunk * self.near // self.devices * self._row
+
+    def last(self, at: int) -> int:
+        """The sector behind all that have to do with the array up to `at`; not of far copies."""
+        return -(-(-(-at // self.chunk) * self.near) // self.devices) * self._row
+
+    @property
+    def _row(self) -> int:
+        return self.chunk * (self.far if self.offset else 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +108,10 @@ class Striped:
     chunk: int
     parity: int
     algorithm: int
+
+    @classmethod
+    def of(cls, shape: Shape) -> Striped:
+        return cls(shape.devices, shape.chunk, 2 if shape.level == 6 else 1, shape.layout)
 
     @property
     def data(self) -> int:

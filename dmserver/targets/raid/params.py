@@ -10,13 +10,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from ...model.dm_target import Arguments
+from .geometry import RAID10_OFFSET
+from .personality import Shape
 
-__all__ = ["TYPES", "Params", "RaidType", "parse_int"]
+__all__ = ["MIN_FREE", "TYPES", "Params", "RaidType", "describe", "is_known", "parse_int", "type_name"]
 
 Refuse = Callable[[str], Exception]
 Log = Callable[[str], None]
 
 MAX_DEVICES = 253
+#: A bit of raid10's layout numbers: far copies turn among as many devices as there are copies.
+RAID10_USE_FAR_SETS = 1 << 18
 COUNTER_MAX = (1 << 14) - 1
 _INT = re.compile(r"[+-]?[0-9]+\n?\Z")
 
@@ -86,8 +90,8 @@ _ORDER = (
 
 _FORMATS = ("near", "far", "offset")
 _JOURNAL_MODES = ("writethrough", "writeback")
-#: Sectors that a reshape needs behind the data (`MIN_FREE_RESHAPE_SPACE`), and sectors of a page.
-_RESHAPE_SPACE, _PAGE = 8192, 8
+#: Sectors of each device that a reshape needs free (`MIN_FREE_RESHAPE_SPACE`), and sectors of a page.
+MIN_FREE, _PAGE = 32, 8
 
 
 def parse_int(text: str) -> int:
@@ -216,7 +220,7 @@ class Params:
         elif key in ("min_recovery_rate", "max_recovery_rate") and value < 0:
             raise refuse(f"{key} out of range")
         elif key == "data_offset":
-            if value < 0 or (value and (value < _RESHAPE_SPACE or value % _PAGE)):
+            if value < 0 or (value and (value < MIN_FREE or value % _PAGE)):
                 raise refuse("Bogus data_offset value")
         elif key == "delta_disks":
             if not 1 <= abs(value) <= MAX_DEVICES - self.kind.least:
@@ -274,20 +278,78 @@ class Params:
     @property
     def is_near(self) -> bool:
         """Copies of a chunk lie next to each other."""
-        return self.given.get("raid10_format", "near") == "near"
+        return self.format == "near"
 
     @property
-    def reshapes(self) -> bool:
-        """The array is to get another shape."""
-        return "delta_disks" in self.given or self.given.get("data_offset", "0") != "0"
+    def format(self) -> str:
+        return self.given.get("raid10_format", "near").lower()
 
-    def words(self) -> list[str]:
-        """The parameters of a table line, the count of them first."""
-        words = [str(self.chunk)]
+    @property
+    def delta(self) -> int:
+        return int(self.given.get("delta_disks", 0))
+
+    @property
+    def data_offset(self) -> int:
+        return int(self.given.get("data_offset", 0))
+
+    @property
+    def shape(self) -> Shape:
+        """What the table asks for."""
+        layout = self.layout(self.copies, self.format) if self.kind.level == 10 else self.kind.algorithm
+        return Shape(self.kind.level, layout, self.chunk, self.devices)
+
+    def layout(self, copies: int, form: str) -> int:
+        """raid10's number of it (`raid10_format_to_md_layout`)."""
+        if form == "near":
+            return copies | 1 << 8
+        turning = 0 if "raid10_use_near_sets" in self.given else RAID10_USE_FAR_SETS
+        return 1 | copies << 8 | turning | (RAID10_OFFSET if form == "offset" else 0)
+
+    def words(self, chunk: int, layout: int, delta: int) -> list[str]:
+        """The parameters of a table line, the count of them first; `chunk`, `layout` and `delta` are the array's."""
+        told = dict(self.given)
+        if self.kind.level == 10:
+            copies, form = describe(layout)
+            array = {"raid10_copies": str(copies), "raid10_format": form}
+            told |= {key: text for key, text in array.items() if key in told}
+        if "delta_disks" in told:
+            told["delta_disks"] = str(max(self.delta, delta))
+        words = [str(chunk)]
         for key in _ORDER:
             if key in ("rebuild", "write_mostly"):
                 chosen = self.rebuild if key == "rebuild" else self.write_mostly
                 words += [word for index in sorted(chosen) for word in (key, str(index))]
-            elif key in self.given:
-                words += [key, self.given[key]] if self.given[key] else [key]
-        return [str(len(words)), *words]
+            elif key in told:
+                words += [key, told[key]] if told[key] else [key]
+        count = len(words) + ("raid10_use_near_sets" in told)  # which the kernel counts and does not tell
+        return [str(count), *words]
+
+
+def describe(layout: int) -> tuple[int, str]:
+    """Copies and format of a layout number of raid10 (`raid10_md_layout_to_copies`, `raid10_md_layout_to_format`)."""
+    near, far = layout & 255, layout >> 8 & 255
+    form = "offset" if layout & RAID10_OFFSET else "near" if near > 1 else "far" if far > 1 else "unknown"
+    return max(near, far), form
+
+
+def is_known(shape: Shape) -> bool:
+    """md has such a level, layout and chunk."""
+    chunk = shape.chunk
+    if shape.level == 1:
+        return chunk == 0
+    if chunk < 8 or chunk & chunk - 1:
+        return False
+    if shape.level == 10:
+        near, far = shape.layout & 255, shape.layout >> 8 & 255
+        return 2 <= near * far <= shape.devices and shape.layout >> 17 < 3
+    kinds = [kind for kind in TYPES.values() if (kind.level, kind.algorithm) == (shape.level, shape.layout)]
+    return bool(kinds) and shape.devices > kinds[0].parity
+
+
+def type_name(shape: Shape) -> str:
+    """The last of the types with this level and layout (`get_raid_type_by_ll`)."""
+    if shape.level == 10:
+        form = describe(shape.layout)[1]
+        return "raid10" if form == "near" else f"raid10_{form}"
+    names = [kind.name for kind in TYPES.values() if (kind.level, kind.algorithm) == (shape.level, shape.layout)]
+    return names[-1]

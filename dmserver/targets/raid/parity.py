@@ -8,11 +8,17 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
-from ...model.dm_target import SECTOR_SIZE, Bio, MapResult, Op, Target
-from ..steps import Step, gather
-from .array import Array, Claim, Member, differing
+from ...model.dm_target import SECTOR_SIZE, Bio, MapResult, Op
+from ..steps import Done, Step, gather
+from .array import Array, Member, differing
 from .geometry import Row, Striped, recover, syndromes
+from .personality import Layout, Shape
+from .ranges import Claim
+
+if TYPE_CHECKING:
+    from .array import Array, Member
 
 __all__ = ["Parity"]
 
@@ -21,25 +27,30 @@ Blocks = dict[int, bytes]
 STRIPE = 8
 
 
-class Parity(Array):
+class Parity(Layout):
     """Sync space is each device."""
 
-    def __init__(
-        self,
-        target: Target,
-        members: list[Member],
-        dev_sectors: int,
-        geometry: Striped,
-        shape: tuple[int, int, int],
-    ) -> None:
-        super().__init__(target, members, dev_sectors, dev_sectors, shape)
-        self.geometry = geometry
+    def __init__(self, array: Array, shape: Shape, dev_sectors: int, offset: int) -> None:
+        self.geometry = Striped.of(shape)
+        self.stripe = shape.chunk * self.geometry.data
+        size = dev_sectors // shape.chunk * self.stripe  # md uses whole chunks of each device
+        super().__init__(array, shape, dev_sectors, offset, size, dev_sectors)
+
+    @property
+    def name(self) -> str:
+        return "raid"
+
+    def first(self, at: int) -> int:
+        return at // self.stripe * self.shape.chunk
+
+    def last(self, at: int) -> int:
+        return -(-at // self.stripe) * self.shape.chunk
 
     def enough(self, without: Member | None = None) -> bool:
         lost = sum(not (m.usable and m.in_sync) or m is without for m in self.members)
         return lost <= self.geometry.parity
 
-    def _spare(self, member: Member) -> bool:
+    def spare(self, member: Member) -> bool:
         return True
 
     def _locate(self, at: int) -> tuple[Row, Member, int]:
@@ -71,7 +82,7 @@ class Parity(Array):
         members = [self.members[device] for device in blocks if self.members[device].usable]
 
         def written(errors: list[int]) -> None:
-            self.fail([member for member, error in zip(members, errors, strict=True) if error], done)
+            self.array.fail([member for member, error in zip(members, errors, strict=True) if error], done)
 
         jobs = [self.job(Op.WRITE, m, sector, memoryview(blocks[m.number]), fua=fua) for m in members]
         gather(jobs, written)
@@ -79,89 +90,132 @@ class Parity(Array):
     # -- reads ------------------------------------------------------------------------------------------
 
     def read(self, bio: Bio) -> MapResult:
-        row, member, sector = self._locate(bio.per_bio.at)
+        _, member, sector = self._locate(bio.per_bio.at)
         if member.readable(sector + bio.nr_sectors):
             bio.per_bio.member = member
-            bio.bdev, bio.sector = member.dev.bdev, sector
+            bio.bdev, bio.sector = member.dev.bdev, self.offset + sector
             return MapResult.REMAPPED
-        self._reconstruct(bio, row, member, sector)
+        self._reconstruct(bio.per_bio.at, bio.data)(bio.endio)
         return MapResult.SUBMITTED
 
     def retry(self, bio: Bio, member: Member) -> None:
-        row, member, sector = self._locate(bio.per_bio.at)
-        self._reconstruct(bio, row, member, sector)
+        self._reconstruct(bio.per_bio.at, bio.data)(bio.endio)
 
-    def _reconstruct(self, bio: Bio, row: Row, member: Member, sector: int) -> None:
-        """Read what is on `member` from the others, and write it there if it takes writes."""
-        assert bio.data is not None
-        data = bio.data
+    def fetch(self, at: int, data: memoryview) -> Step:
+        _, member, sector = self._locate(at)
 
-        def finish(claim: Claim, error: int) -> None:
-            self.ranges.unlock(claim)
-            bio.endio(error)
-
-        def locked(claim: Claim) -> None:
-            devices = range(self.geometry.devices)
-            self._read_blocks(devices, sector, bio.nr_sectors, lambda found: have(claim, found), member.number)
-
-        def have(claim: Claim, found: Blocks) -> None:
-            whole = recover(row, found)
-            if whole is None:
-                finish(claim, errno.EIO)
+        def start(done: Done) -> None:
+            if not member.readable(sector + len(data) // SECTOR_SIZE):
+                self._reconstruct(at, data)(done)
                 return
-            data[:] = whole[member.number]
-            if member.usable and member.in_sync:
-                self._write_blocks({member.number: whole[member.number]}, sector, lambda: finish(claim, 0))
-            else:
-                finish(claim, 0)
+            self.job(Op.READ, member, sector, data)(
+                lambda error: self._reconstruct(at, data)(done) if error else done(0)
+            )
 
-        self.ranges.lock(sector, sector + bio.nr_sectors, locked, exclusive=True)
+        return start
+
+    def _reconstruct(self, at: int, data: memoryview | None) -> Step:
+        """Read what one member has from the others, and write it there if it takes writes."""
+        assert data is not None
+        row, member, sector = self._locate(at)
+        count = len(data) // SECTOR_SIZE
+
+        def start(done: Done) -> None:
+            def locked(claim: Claim) -> None:
+                devices = range(self.geometry.devices)
+                self._read_blocks(devices, sector, count, lambda found: have(claim, found), member.number)
+
+            def have(claim: Claim, found: Blocks) -> None:
+                whole = recover(row, found)
+                if whole is None:
+                    finish(claim, errno.EIO)
+                    return
+                data[:] = whole[member.number]
+                if member.usable and member.in_sync:
+                    self._write_blocks({member.number: whole[member.number]}, sector, lambda: finish(claim, 0))
+                else:
+                    finish(claim, 0)
+
+            def finish(claim: Claim, error: int) -> None:
+                self.ranges.unlock(claim)
+                done(error)
+
+            self.ranges.lock(sector, sector + count, locked, exclusive=True)
+
+        return start
 
     # -- writes -----------------------------------------------------------------------------------------
 
-    def write(self, bio: Bio) -> None:
-        row, member, sector = self._locate(bio.per_bio.at)
-        end = sector + bio.nr_sectors
-        self.ranges.lock(
-            sector,
-            end,
-            lambda claim: self.logged(sector, end, lambda: self._update(bio, claim, row, member)),
-            exclusive=True,
-        )
+    def store(self, op: Op, at: int, data: memoryview | int | None, *, fua: bool = False) -> Step:
+        assert isinstance(data, memoryview)  # there are no discards
+        sector = self._locate(at)[2]
+        end = sector + len(data) // SECTOR_SIZE
 
-    def _update(self, bio: Bio, claim: Claim, row: Row, member: Member) -> None:
-        assert bio.data is not None
-        new = bytes(bio.data)
+        def start(done: Done) -> None:
+            def locked(claim: Claim) -> None:
+                self.array.logged(
+                    sector, end, lambda: self._update(at, bytes(data), lambda error: finish(claim, error), fua=fua)
+                )
+
+            def finish(claim: Claim, error: int) -> None:
+                self.ranges.unlock(claim)
+                done(error)
+
+            self.ranges.lock(sector, end, locked, exclusive=True)
+
+        return start
+
+    def _update(self, at: int, new: bytes, done: Done, *, fua: bool) -> None:
+        """Write to a row that is locked."""
+        row, member, sector = self._locate(at)
+        count = len(new) // SECTOR_SIZE
         others = [device for device in row.data if device != member.number]
-        count = bio.nr_sectors
 
         def have_others(found: Blocks) -> None:
             if len(found) == len(others):
                 store(found)
             else:
-                self._read_blocks(range(self.geometry.devices), claim.start, count, have_all)
+                self._read_blocks(range(self.geometry.devices), sector, count, have_all)
 
         def have_all(found: Blocks) -> None:
             whole = recover(row, found)
             if whole is None:
-                finish(errno.EIO)
+                done(errno.EIO)
             else:
                 store(whole)
 
         def store(found: Blocks) -> None:
             whole = {**found, member.number: new}
             blocks = {member.number: new, **syndromes(row, whole)}
-            self._write_blocks(blocks, claim.start, stored, fua=bio.fua)
+            self._write_blocks(blocks, sector, lambda: done(self._told(sector + count)), fua=fua)
 
-        def stored() -> None:
-            lost = sum(not m.readable(claim.end) for m in self.members)
-            finish(0 if lost <= self.geometry.parity else errno.EIO)
+        self._read_blocks(others, sector, count, have_others)
 
-        def finish(error: int) -> None:
-            self.ranges.unlock(claim)
-            bio.endio(error)
+    def _told(self, end: int) -> int:
+        """0 if what was written before `end` can be told, an errno if too many members failed."""
+        lost = sum(not member.readable(end) for member in self.members)
+        return 0 if lost <= self.geometry.parity else errno.EIO
 
-        self._read_blocks(others, claim.start, count, have_others)
+    def lay(self, at: int, data: memoryview) -> Step:
+        chunk = self.geometry.chunk
+
+        def row(number: int, part: memoryview) -> Step:
+            row = self.geometry.row(number)
+            size = chunk * SECTOR_SIZE
+            blocks = {device: bytes(part[at * size : (at + 1) * size]) for at, device in enumerate(row.data)}
+            blocks |= syndromes(row, blocks)
+            end = (number + 1) * chunk
+            return lambda done: self._write_blocks(blocks, number * chunk, lambda: done(self._told(end)), fua=True)
+
+        def start(done: Done) -> None:
+            size = self.stripe * SECTOR_SIZE
+            rows = [
+                row(at // self.stripe + index, data[index * size : (index + 1) * size])
+                for index in range(len(data) // size)
+            ]
+            gather(rows, lambda errors: done(max(errors)))
+
+        return start
 
     # -- resync -----------------------------------------------------------------------------------------
 
@@ -187,11 +241,11 @@ class Parity(Array):
         def have(found: Blocks) -> None:
             whole = recover(row, found)
             if whole is None:
-                self.unreadable = True
+                self.array.unreadable = True
                 done(0)
                 return
             if action == "recover":
-                self._write_blocks({m.number: whole[m.number] for m in self.recovering}, sector, lambda: done(0))
+                self._write_blocks({m.number: whole[m.number] for m in self.array.recovering}, sector, lambda: done(0))
                 return
             right = syndromes(row, whole)
             wrong = {device: block for device, block in right.items() if found.get(device, block) != block}

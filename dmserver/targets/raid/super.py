@@ -22,11 +22,13 @@ __all__ = ["BITMAP_AT", "MAX_SECTOR", "Bitmap", "Superblock"]
 
 MAGIC = 0x64526D44
 SUPPORTS_V190 = 1
+RESHAPE_ACTIVE = 1
+RESHAPE_BACKWARDS = 2
 MAX_SECTOR = (1 << 64) - 1
 #: Sectors.
 BITMAP_AT = 8
 
-_SUPER = struct.Struct("<4I4Q4IQ4I4Q3QI")
+_SUPER = struct.Struct("<4I4Q4IQ3Ii4Q3QI")
 _BITMAP = struct.Struct("<II16sQQQIIIII")
 _BITMAP_MAGIC = 0x6D746962
 _BITMAP_VERSION = 4
@@ -40,7 +42,8 @@ MAX_REGIONS = 1 << 21
 
 @dataclass(slots=True)
 class Superblock:
-    """`failed`: the numbers of failed devices; offsets in sectors, MAX_SECTOR: all of it."""
+    """`failed`: the numbers of failed devices; offsets in sectors, MAX_SECTOR: all of it. Of a reshape: its position,
+    MAX_SECTOR if there is none, the `new` level, layout and chunk, and the devices that it adds (`delta`)."""
 
     devices: int
     position: int
@@ -53,18 +56,33 @@ class Superblock:
     chunk: int
     array_sectors: int
     sectors: int
+    reshape_position: int
+    backwards: bool
+    new: tuple[int, int, int]
+    delta: int
+    data_offset: int
+    new_data_offset: int
     incompatible: int = 0
     compatible: int = SUPPORTS_V190
+
+    @property
+    def place(self) -> tuple[int, ...]:
+        """All that says where the data are."""
+        shapes = (self.devices, self.layout, self.chunk, *self.new)
+        return (*shapes, self.reshape_position, self.data_offset, self.new_data_offset)
 
     def pack(self, size: int) -> bytearray:
         """A logical block of `size` bytes."""
         failed = sum(1 << number for number in self.failed)
         words = [failed >> 64 * at & MAX_SECTOR for at in range(4)]
-        shape = (self.level, self.layout, self.chunk)
+        flags = 0
+        if self.reshape_position != MAX_SECTOR:
+            flags = RESHAPE_ACTIVE | (RESHAPE_BACKWARDS if self.backwards else 0)
         block = bytearray(size)
         _SUPER.pack_into(
             block, 0, MAGIC, SUPPORTS_V190, self.devices, self.position, self.events, words[0], self.recovery_offset,
-            self.resync_offset, *shape, 0, MAX_SECTOR, *shape, 0, self.array_sectors, 0, 0, self.sectors, *words[1:], 0,
+            self.resync_offset, self.level, self.layout, self.chunk, flags, self.reshape_position, *self.new,
+            self.delta, self.array_sectors, self.data_offset, self.new_data_offset, self.sectors, *words[1:], 0,
         )  # fmt: skip
         return block
 
@@ -88,6 +106,12 @@ class Superblock:
             chunk=fields[10],
             array_sectors=fields[17],
             sectors=fields[20],
+            reshape_position=fields[12] if fields[11] & RESHAPE_ACTIVE else MAX_SECTOR,
+            backwards=bool(fields[11] & RESHAPE_BACKWARDS),
+            new=(fields[13], fields[14], fields[15]),
+            delta=fields[16],
+            data_offset=fields[18],
+            new_data_offset=fields[19],
             incompatible=fields[24],
             compatible=fields[1],
         )
@@ -100,6 +124,11 @@ class Bitmap:
         self.sectors = sectors
         self.region_size = region_size
         self.dirty = bytearray(-(-sectors // region_size))
+
+    def grow(self, sectors: int) -> None:
+        """To more sectors; nothing was written to them."""
+        self.sectors = sectors
+        self.dirty.extend(bytes(-(-sectors // self.region_size) - len(self.dirty)))
 
     def regions(self, start: int, end: int) -> range:
         """The regions that sectors `start` to `end` lie in."""

@@ -1,4 +1,4 @@
-"""What runs in the background of a raid: resync, recovery, check and repair (`md_do_sync` of drivers/md/md.c).
+"""What runs in the background of a raid: reshape, resync, recovery, check, repair (`md_do_sync` of drivers/md/md.c).
 
 It goes window by window, each locked while it lasts, and no faster than `max_recovery_rate`.
 """
@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import threading
 
-from .array import Array, Claim
+from .array import Array
+from .personality import Layout
+from .ranges import Claim
+from .reshape import Reshape
 from .super import MAX_SECTOR
 
 __all__ = ["Sync"]
@@ -17,7 +20,13 @@ WINDOW = 2048
 #: KiB per second: /proc/sys/dev/raid/speed_limit_max.
 FASTEST = 200000
 
-_NAMES = {"resync": "resync", "recover": "recovery", "check": "data-check", "repair": "requested-resync"}
+_NAMES = {
+    "reshape": "reshape",
+    "resync": "resync",
+    "recover": "recovery",
+    "check": "data-check",
+    "repair": "requested-resync",
+}
 
 
 class Sync:
@@ -51,10 +60,13 @@ class Sync:
             if self.frozen or self.action or self._busy or self.array.unreadable:
                 return
             array = self.array
-            if array.recovering and array.enough():
+            if array.reshape:
+                if not array.waiting:
+                    self._begin("reshape", array.reshape.progress)
+            elif array.recovering and array.personality.enough():
                 self._begin("recover", min(member.recovered for member in array.recovering))
             elif array.resync_at != MAX_SECTOR:
-                self._begin("resync", array.resync_at % array.sync_max)
+                self._begin("resync", array.resync_at % array.personality.sync_max)
             elif array.unclean:
                 self._begin("resync", 0, dirty_only=True)
 
@@ -100,7 +112,8 @@ class Sync:
 
     def _later(self) -> None:
         turn = self._turn
-        size = min(WINDOW, self.array.sync_max - self.at)
+        reshape = self.array.reshape
+        size = reshape.ahead if reshape else min(WINDOW, self.array.personality.sync_max - self.at)
         self.array.target.call_later(size / 2 / self.rate, lambda: self._window(turn))
 
     def _window(self, turn: int) -> None:
@@ -111,13 +124,24 @@ class Sync:
             if self._busy:
                 self._later()
                 return
-            start, action, partly = self._next_start(), self.action, self._dirty_only
-            end = min(start + WINDOW, array.sync_max)
             self._busy = True
+            start, action, partly = self._next_start(), self.action, self._dirty_only
         array.target.hold()
+        if array.reshape:
+            self._reshape(array.reshape, turn)
+        else:
+            self._sync(turn, start, action, partly=partly)
+
+    def _reshape(self, reshape: Reshape, turn: int) -> None:
+        reshape.advance(lambda: self._ended(turn, reshape.progress, 0))
+
+    def _sync(self, turn: int, start: int, action: str, *, partly: bool) -> None:
+        array, layout = self.array, self.array.personality
+        assert isinstance(layout, Layout)
+        end = min(start + WINDOW, layout.sync_max)
 
         def locked(claim: Claim) -> None:
-            array.sync(start, end, action, lambda found: synced(claim, found))
+            layout.sync(start, end, action, lambda found: synced(claim, found))
 
         def synced(claim: Claim, found: int) -> None:
             if action == "recover" and not array.unreadable:
@@ -125,17 +149,17 @@ class Sync:
                     member.recovered = end
             elif action == "resync" and not partly and not array.unreadable:
                 array.resync_at = end
-            array.ranges.unlock(claim)
+            layout.ranges.unlock(claim)
             self._ended(turn, end, found)
 
-        array.ranges.lock(start, end, locked, exclusive=True)
+        layout.ranges.lock(start, end, locked, exclusive=True)
 
     def _next_start(self) -> int:
         """Where the next window begins: with `_dirty_only`, at the next that has a bit in the bitmap."""
         bitmap, at = self.array.bitmap, self.at
         if self._dirty_only and bitmap is not None:
             region = bitmap.dirty.find(1, at // bitmap.region_size)
-            at = max(at, region * bitmap.region_size) if region >= 0 else self.array.sync_max
+            at = max(at, region * bitmap.region_size) if region >= 0 else self.array.personality.sync_max
         return at
 
     def _ended(self, turn: int, end: int, found: int) -> None:
@@ -150,7 +174,7 @@ class Sync:
             self.wake()  # nothing, if the next action has begun already
         elif self.array.unreadable:
             self.interrupt()
-        elif end < self.array.sync_max and not self._pointless():
+        elif end < self.array.personality.sync_max and not self._pointless():
             self._later()
         else:
             self._finish()
@@ -162,15 +186,18 @@ class Sync:
         return self.action == "recover" and not self.array.recovering
 
     def _finish(self) -> None:
-        array = self.array
+        array, turn = self.array, self._turn
         for member in array.recovering if self.last == "recover" else ():
             member.in_sync, member.recovered = True, MAX_SECTOR
-        if self.last == "resync":
+        if self.last == "reshape":
+            array.end_reshape()
+        elif self.last == "resync":
             array.resync_at, array.unclean = MAX_SECTOR, False
 
         def saved() -> None:
             with self._lock:
-                self._say("done")
+                if turn == self._turn:  # nobody interrupted it meanwhile
+                    self._say("done")
             self.wake()
             array.target.release()
 

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dmserver.targets.raid.geometry import Near, Striped, recover, syndromes, xor
+from dmserver.targets.raid.geometry import RAID10_OFFSET, Copied, Striped, recover, syndromes, xor
 from dmserver.targets.raid.params import TYPES
+from dmserver.targets.raid.personality import Shape
 
 PARITIES = [kind for kind in TYPES.values() if kind.parity]
 
@@ -67,8 +68,54 @@ def test_q_is_a_sum_of_powers_of_two() -> None:
     assert xor([b"\x0f", b"\xf0", b"\x01"]) == b"\xfe"
 
 
-def test_near_copies() -> None:
-    assert Near(2, 0, 2).locate(100) == ([(0, 100), (1, 100)], 1 << 63)
-    assert Near(2, 8, 1).locate(11) == ([(1, 3)], 5)
-    assert Near(4, 8, 2).locate(17) == ([(0, 9), (1, 9)], 7)
-    assert Near(3, 8, 2).locate(9) == ([(2, 1), (0, 9)], 7)
+def test_copies_side_by_side() -> None:
+    assert Copied(2, 0, 2).locate(100) == ([(0, 100), (1, 100)], 1 << 63)
+    assert Copied(2, 8, 1).locate(11) == ([(1, 3)], 5)
+    assert Copied(4, 8, 2).locate(17) == ([(0, 9), (1, 9)], 7)
+    assert Copied(3, 8, 2).locate(9) == ([(2, 1), (0, 9)], 7)
+
+
+FAR, OFFSET, SETS = 1 | 2 << 8, 1 | 2 << 8 | RAID10_OFFSET, 1 << 18
+
+
+@pytest.mark.parametrize(
+    ("layout", "devices", "rows"),
+    [
+        (2 | 1 << 8, 3, ["001", "122"]),
+        (FAR, 3, ["012", "345", "201", "534"]),
+        (FAR | SETS, 4, ["0123", "4567", "1032", "5476"]),
+        (FAR | SETS, 5, ["01234", "56789", "10423", "65978"]),
+        (OFFSET, 3, ["012", "201", "345", "534"]),
+        (OFFSET | SETS, 4, ["0123", "1032", "4567", "5476"]),
+    ],
+)
+def test_layouts_of_copies(layout: int, devices: int, rows: list[str]) -> None:
+    """Rows of devices, by the number of the chunk that is there."""
+    geometry = Copied.of(Shape(10, layout, 8, devices), 8 * len(rows))
+    found = [["-"] * devices for _ in rows]
+    for number in range(geometry.size(8 * len(rows)) // 8):
+        for device, sector in geometry.locate(number * 8)[0]:
+            found[sector // 8][device] = str(number)
+    assert ["".join(row) for row in found] == rows
+
+
+@given(
+    st.integers(2, 9), st.integers(2, 4), st.sampled_from(["near", "far", "offset"]), st.booleans(), st.integers(4, 40)
+)
+def test_copies_meet_nowhere(devices: int, copies: int, form: str, sets: bool, rows: int) -> None:
+    copies = min(copies, devices)
+    layout = copies | 1 << 8 if form == "near" else 1 | copies << 8 | (RAID10_OFFSET if form == "offset" else 0)
+    shape = Shape(10, layout | (SETS if sets and form != "near" else 0), 8, devices)
+    dev_sectors = rows * copies * 8
+    geometry = Copied.of(shape, dev_sectors)
+    taken: set[tuple[int, int]] = set()
+    for number in range(geometry.size(dev_sectors) // 8):
+        places, length = geometry.locate(number * 8 + 3)
+        assert length == 5
+        assert len({device for device, _ in places}) == copies
+        assert all(sector < dev_sectors for _, sector in places)
+        assert not taken.intersection(places)
+        taken.update(places)
+        if form != "far":
+            start, end = geometry.first(number * 8), geometry.last(number * 8 + 8)
+            assert all(start <= sector < end for _, sector in places)

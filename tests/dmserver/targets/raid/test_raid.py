@@ -69,7 +69,7 @@ def dirty(bench: Bench, disk: int) -> list[int]:
         ("raid10_near_far 1 64 2 - 1:0 - 1:1", "Unrecognised raid_type"),
         ("raid10_far 1 64 2 - 1:0 - 1:1", "Failed to run raid array"),
         ("raid10 3 64 raid10_format OFFSET 2 - 1:0 - 1:1", "Failed to run raid array"),
-        ("raid10 3 64 raid10_format far 2 1:2 1:0 1:3 1:1", "Reshape not supported"),
+        ("raid10 3 64 delta_disks -1 3 1:2 1:0 1:3 1:1 1:5 1:4", "Bogus raid10 data copies or delta disks"),
         ("raid10 3 64 raid10_format x 2 - 1:0 - 1:1", "Invalid 'raid10_format' value given"),
         ("raid1 3 0 raid10_format near 2 - 1:0 - 1:1", "'raid10_format' is an invalid parameter for this RAID type"),
         (
@@ -92,7 +92,6 @@ def dirty(bench: Bench, disk: int) -> list[int]:
         ("raid5_ls 5 64 journal_dev 1:3 journal_mode x 3 - 1:0 - 1:1 - 1:2", "Invalid 'journal_mode' argument"),
         ("raid5_ls 3 64 data_offset 8191 3 - 1:0 - 1:1 - 1:2", "Bogus data_offset value"),
         ("raid5_ls 3 64 delta_disks 0 3 - 1:0 - 1:1 - 1:2", "Too many delta_disk requested"),
-        ("raid5_ls 3 64 delta_disks 1 3 - 1:0 - 1:1 - 1:2", "Reshape not supported"),
         ("raid5_ls 3 64 stripe_cache 32769 3 - 1:0 - 1:1 - 1:2", "Failed to set raid4/5/6 stripe cache size"),
         ("raid5_ls 3 8 stripe_cache 16 3 - 1:0 - 1:1 - 1:2", "Failed to set raid4/5/6 stripe cache size"),
         ("raid1 5 0 write_mostly 1 write_mostly 1 2 - 1:0 - 1:1", "Can't set all raid1 devices to write_mostly"),
@@ -459,7 +458,7 @@ def test_mirrors_come_and_go() -> None:
 def test_superblocks_that_do_not_fit() -> None:
     bench, device = synced()
     bench.remove(device)
-    assert bench.refusal(Raid, SIZE, "raid5_ls 1 64 2 1:2 1:0 1:3 1:1")[1] == "takeover not possible"
+    assert bench.refusal(Raid, SIZE, "raid6_zr 1 64 4 1:2 1:0 1:3 1:1 - 1:4 - 1:5")[1] == "takeover not possible"
     injected = "raid1 1 0 2 1:2 1:0 1:4 1:1"
     assert bench.refusal(Raid, SIZE, injected)[1] == "Unable to assemble array: Invalid superblocks"
     device = bench.load("r", (Raid, SIZE, "raid1 3 0 rebuild 1 2 1:2 1:0 1:4 1:1"))

@@ -9,17 +9,31 @@ from dmserver.targets.raid.super import MAX_SECTOR, Bitmap, Superblock
 u32, u64 = st.integers(0, (1 << 32) - 1), st.integers(0, MAX_SECTOR)
 
 
-@given(st.builds(Superblock, u32, u32, u64, st.frozensets(st.integers(0, 252)), u64, u64, u32, u32, u32, u64, u64))
+failed, shape, delta = st.frozensets(st.integers(0, 252)), st.tuples(u32, u32, u32), st.integers(-253, 253)
+superblocks = st.builds(
+    Superblock,
+    *(u32, u32, u64, failed, u64, u64, u32, u32, u32, u64, u64),
+    *(u64, st.booleans(), shape, delta, u64, u64),
+)
+
+
+@given(superblocks)
 def test_superblocks_come_back(superblock: Superblock) -> None:
     block = superblock.pack(512)
     assert len(block) == 512
+    if superblock.reshape_position == MAX_SECTOR:
+        superblock.backwards = False
     assert Superblock.unpack(block) == superblock
 
 
 def test_where_the_fields_are() -> None:
-    block = Superblock(2, 1, 7, frozenset({0, 65}), 5, 6, 1, 0, 0, 4096, 4096).pack(4096)
+    reshape = (1024, True, (5, 2, 64), -1, 16, 32)
+    block = Superblock(2, 1, 7, frozenset({0, 65}), 5, 6, 1, 0, 0, 4096, 4096, *reshape).pack(4096)
     assert block[:16] == b"DmRd" + bytes([1, 0, 0, 0, 2, 0, 0, 0, 1, 0, 0, 0])
     assert block[16:48] == b"".join(number.to_bytes(8, "little") for number in (7, 1, 5, 6))
+    assert block[60:72] == bytes([3, 0, 0, 0, 0, 4, 0, 0, 0, 0, 0, 0])
+    assert block[72:88] == bytes([5, 0, 0, 0, 2, 0, 0, 0, 64, 0, 0, 0, 255, 255, 255, 255])
+    assert block[88:112] == b"".join(number.to_bytes(8, "little") for number in (4096, 16, 32))
     assert block[112:120] == (4096).to_bytes(8, "little")
     assert block[120:128] == (2).to_bytes(8, "little")
     assert Superblock.unpack(bytes(512)) is None
