@@ -61,7 +61,7 @@ class Changes:
             and (numbers[0] == self.bridge.devices.major or self.bridge.devices.by_dev(numbers) is not None)
         )
         if ours or (kind in (stat.S_IFBLK, stat.S_IFCHR) and self._keeps(place)):
-            return self._make(call, place, Special(kind, numbers, self._owner(call, mode)))
+            return self._make(place, Special(kind, numbers, self._owner(call, mode)), call.caller.root)
         return self._natively(place, lambda: os.mknod(place.real, mode, dev))
 
     def mkdir(self, call: Call) -> int | Outcome:
@@ -77,7 +77,7 @@ class Changes:
         if isinstance(place.node, Private) and os.path.isdir(place.real):
             return -errno.EEXIST
         if self._keeps(place):
-            return self._make(call, place, Dir(dict, owner=self._owner(call, mode)))
+            return self._make(place, Dir(dict, owner=self._owner(call, mode)), call.caller.root)
         return self._natively(place, lambda: os.mkdir(place.real, self._owner(call, mode).mode))
 
     def symlink(self, call: Call) -> int | Outcome:
@@ -91,17 +91,26 @@ class Changes:
         if place is None:
             return CONTINUE
         if self._keeps(place):
-            return self._make(call, place, Link(target))
+            return self._make(place, Link(target), call.caller.root)
         return self._natively(place, lambda: os.symlink(target, place.real))
 
-    def _make(self, call: Call, place: Place, node: Node) -> int:
+    def make_file(self, place: Place, root: bytes) -> Place:
+        """Where a regular file that is to be made at `place` will be. OSError(ENOENT) when no directory is above it."""
+        if place.node is None and os.path.lexists(place.real):
+            return place
+        node = Private(self.space.private(b"dev") + b"/" + place.path.replace(b"/", b"!"))
+        if error := self._make(place, node, root):
+            raise OSError(-error, os.strerror(-error))
+        return Place(place.path, node, node.path, True)
+
+    def _make(self, place: Place, node: Node, root: bytes) -> int:
         if place.node is not None and not isinstance(place.node, Absent):
             return -errno.EEXIST
         if place.node is None and os.path.lexists(place.real):
             return -errno.EEXIST
         parent = os.path.dirname(place.path)
         above = self.space.find(parent)
-        if isinstance(above, Absent) or (above is None and not os.path.isdir(call.caller.root + parent)):
+        if isinstance(above, Absent) or (above is None and not os.path.isdir(root + parent)):
             return -errno.ENOENT
         self.space.made[place.path] = node
         return 0
@@ -125,7 +134,9 @@ class Changes:
         if node is None and self._keeps(place) and os.path.lexists(place.real):
             return -errno.EPERM  # the host's own nodes outlive every client
         if node is None or isinstance(node, Private):
-            return self._natively(place, lambda: (os.rmdir if directory else os.unlink)(place.real))
+            done = self._natively(place, lambda: (os.rmdir if directory else os.unlink)(place.real))
+            self.space.made.pop(place.path, None)
+            return done
         if isinstance(node, Absent):
             return -errno.ENOENT
         if isinstance(node, Dir) is not directory:

@@ -59,6 +59,8 @@ class Files:
         place = self.paths.lookup(call.caller, dirfd, path, follow=follow)
         if place is None:
             return CONTINUE
+        if create and isinstance(place.node, Absent | None) and self.bridge.space.may_make(place.path):
+            place = self.bridge.changes.make_file(place, call.caller.root)
         node = place.node
         if node is None or isinstance(node, Private):
             return self._open_real(call, place, flags, mode) if place.ours else CONTINUE

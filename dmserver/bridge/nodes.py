@@ -55,7 +55,7 @@ class Special(NamedTuple):
 
 
 class Private(NamedTuple):
-    """A directory of the client's own: it lives at `path`, another place of the real file system."""
+    """A directory or file of the client's own: it lives at `path`, another place of the real file system."""
 
     path: bytes
 
@@ -74,6 +74,8 @@ _KERNEL_PAGE = 4096
 
 def kind_of(node: Node) -> int:
     """The S_IFMT bits of a node."""
+    if isinstance(node, Private):
+        return stat.S_IFDIR if os.path.isdir(node.path) else stat.S_IFREG
     return node.kind if isinstance(node, Special) else _KINDS.get(type(node), stat.S_IFDIR)
 
 

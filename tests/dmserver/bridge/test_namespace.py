@@ -208,6 +208,16 @@ def test_data_go_through(machine: PrivateServer) -> None:
     assert sh(machine, script).startswith("hello32768 bytes")
 
 
+def test_files_under_dev_are_the_runs_own(machine: PrivateServer) -> None:
+    script = """cd /dev/mapper; echo one > vol.backup; echo two >> vol.backup; cat vol.backup
+    find . -name 'vol.*' -type f
+    mkdir /dev/own; echo three > /dev/own.file; mv /dev/own.file /dev/own/file; cat /dev/own/file; ls /dev/own
+    rm vol.backup /dev/own/file; ls . /dev/own; cat vol.backup || echo > /dev/none/file || echo gone"""
+    printed = "one\ntwo\n./vol.backup\nthree\nfile\n.:\ncontrol\nvol\n\n/dev/own:\ngone\n"
+    assert sh(machine, script) == printed
+    assert not os.path.exists("/dev/own.file")
+
+
 def test_disks_in_a_directory_of_dev(machine: PrivateServer) -> None:
     machine.call(lambda: machine.host.add_pdev("/dev/cciss/c0d0=ram:1M"))
     script = "ls /dev/cciss; ls /dev | grep cciss; cd /dev/cciss && blockdev --getsz c0d0; cat ../null"
