@@ -66,7 +66,7 @@ class Sync:
             elif array.recovering and array.personality.enough():
                 self._begin("recover", min(member.recovered for member in array.recovering))
             elif array.resync_at != MAX_SECTOR:
-                self._begin("resync", array.resync_at % array.personality.sync_max)
+                self._begin("resync", array.resync_at % max(array.personality.sync_max, 1))
             elif array.unclean:
                 self._begin("resync", 0, dirty_only=True)
 

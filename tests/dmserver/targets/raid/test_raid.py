@@ -358,6 +358,12 @@ def test_a_write_waits_for_the_bitmap() -> None:
     assert read(bench.disks[0], 0) == read(bench.disks[1], 0) == pattern(1)
 
 
+def test_a_raid10_without_a_whole_chunk_has_nothing_to_make_equal() -> None:
+    bench, device = synced(TEN, 8)
+    assert status(device) == "raid10 4 AAAA 0/0 idle 0 0 -"
+    bench.remove(device)
+
+
 def test_an_interrupted_resync_goes_on() -> None:
     bench = Bench()
     device = bench.load("r", (Raid, SIZE, MIRROR))
