@@ -88,7 +88,7 @@ class Devices:
     def holders_of(self, device: BlockDevice) -> Iterator[BlockDevice]:
         """The mapped devices whose tables hold `device`."""
         for mapped in self.mapped():
-            if any(slave is device for slave in self.slaves_of(mapped)):
+            if device in [pdev.bdev for table in mapped.slots if table for pdev in table.pdevs]:
                 yield mapped
 
     def slaves_of(self, device: BlockDevice) -> Iterator[BlockDevice]:
