@@ -125,7 +125,7 @@ def _set_filter(flags: int, program: object) -> tuple[int, int]:
 
 
 class Listener:
-    """The supervisor's end. What is answered for a call that is gone already is dropped."""
+    """The supervisor's end. What is answered for a call that is gone already, or after `close`, is dropped."""
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
@@ -137,6 +137,10 @@ class Listener:
             ioctl(fd, NOTIF_SET_FLAGS, FD_SYNC_WAKE_UP)
         except OSError:
             pass  # before Linux 6.6 both sides wake each other the slow way
+
+    def close(self) -> None:
+        os.close(self.fd)
+        self.fd = -1
 
     def receive(self) -> tuple[int, ...] | None:
         """The next notification: id, pid, nr, six arguments. None when its caller has died."""
@@ -174,13 +178,15 @@ class Listener:
             if error.errno == errno.ENOENT:
                 return None
             raise
+        except ValueError:  # we are closed
+            return None
 
     def is_valid(self, call: int) -> bool:
         """The caller still waits for the answer."""
         ID.pack_into(self._id, 0, call)
         try:
             ioctl(self.fd, NOTIF_ID_VALID, self._id, True)
-        except OSError:
+        except (OSError, ValueError):  # ValueError: we are closed
             return False
         return True
 
@@ -190,3 +196,5 @@ class Listener:
         except OSError as error:
             if error.errno != errno.ENOENT:
                 raise
+        except ValueError:  # we are closed
+            pass

@@ -15,7 +15,6 @@ Rules of this room:
 from __future__ import annotations
 
 import errno
-import os
 import select
 from collections.abc import Callable
 from enum import Enum, auto
@@ -120,7 +119,7 @@ class Supervisor:
         for caller in self._callers.values():
             caller.close()
         self._callers.clear()
-        os.close(self.listener.fd)
+        self.listener.close()
         self._ended(self)
 
     def forget(self, tid: int) -> None:

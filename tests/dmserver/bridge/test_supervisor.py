@@ -12,6 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from dmserver.bridge.caller import Caller
+from dmserver.bridge.seccomp import Listener
+from dmserver.bridge.supervisor import Call, Supervisor
+from dmserver.loop import Loop
 from dmserver.testing import PrivateServer
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -110,6 +114,22 @@ def test_a_client_killed_while_it_waits(compile_c: Callable[..., Path], dmserver
     assert process.returncode == -signal.SIGKILL
     again = dmserver.run(compile_c(r"""int main(void) { return dm(control(), 4, "a", 0) != 47; }"""))
     assert again.returncode == 0
+
+
+def test_what_ends_after_the_last_process_is_answered_to_nobody() -> None:
+    """A request to a device may be under way then."""
+    loop, (fd, other), ended = Loop(), os.pipe(), list[Supervisor]()
+    supervisor = Supervisor(loop, {}, Listener(fd), ended.append)
+    caller = Caller(os.getpid())
+    call = Call(supervisor, "ioctl", 7, caller, (0,) * 6)
+    supervisor.close()
+    call.finish(0)
+    call.write(0, b"data")
+    assert call.hand_over(other, cloexec=True) is None
+    assert ended == [supervisor]
+    caller.close()
+    loop.close()
+    os.close(other)
 
 
 @gcc
