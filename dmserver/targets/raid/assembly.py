@@ -175,9 +175,7 @@ class Assembly:
         if superblock.position != member.number:
             self._check_position()
             self.target.log(f"raid device #{superblock.position} now at position #{member.number}")
-        if superblock.position in freshest.failed or (
-            superblock.recovery_offset != MAX_SECTOR and freshest.reshape_position == MAX_SECTOR
-        ):
+        if superblock.position in freshest.failed or superblock.recovery_offset != MAX_SECTOR:
             member.in_sync, member.recovered = False, 0
 
     def _check_position(self) -> None:

@@ -20,8 +20,10 @@ MIRROR = "raid1 3 0 region_size 64 2 1:2 1:0 1:3 1:1"
 FIVE = "raid5_ls 1 64 3 1:3 1:0 1:4 1:1 1:5 1:2"
 SIX = "raid6_zr 1 64 5 1:5 1:0 1:6 1:1 1:7 1:2 1:8 1:3 1:9 1:4"
 TEN = "raid10 3 64 raid10_copies 2 4 1:4 1:0 1:5 1:1 1:6 1:2 1:7 1:3"
+FAR = "raid10 3 64 raid10_format far 4 1:4 1:0 1:5 1:1 1:6 1:2 1:7 1:3"
+OFFSET = "raid10 4 64 raid10_format offset raid10_use_near_sets 3 1:4 1:0 1:5 1:1 1:6 1:2"
 #: Sets with metadata devices, and how many devices each may lose.
-REDUNDANT = [(MIRROR, 1), (FIVE, 1), (SIX, 2), (TEN, 1)]
+REDUNDANT = [(MIRROR, 1), (FIVE, 1), (SIX, 2), (TEN, 1), (FAR, 1), (OFFSET, 1)]
 
 
 def written(bio: Bio) -> bool:

@@ -1,14 +1,15 @@
 from __future__ import annotations
 
+import errno
 from random import Random
 
 import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from support.targets import Bench, message, pattern, read, status, write
+from support.targets import Bench, log, message, pattern, read, status, write
 
 from dmserver.io.bio import Bio, Op
-from dmserver.model.dm_target import SECTOR_SIZE
+from dmserver.model.dm_target import SECTOR_SIZE, StatusType
 from dmserver.targets.raid.raid import Raid
 
 #: Whole chunks of two and of three devices; of one more than two, and of one less than three.
@@ -146,6 +147,66 @@ def test_mirrors_are_added() -> None:
     assert read(volume.device, 0, SIZE) == volume.model
     volume.model = bytearray(read(volume.device, 0, 2 * SIZE))
     volume.check()
+
+
+def test_a_device_that_failed_comes_back_meanwhile() -> None:
+    volume = Volume("raid5_ls", 64, 4)
+    volume.reshape("raid5_n", 64, 4)
+    volume.step()
+    volume.bench.disks[1].fail = lambda bio: True
+    volume.write(0, pattern(2, 0, 3000))
+    volume.step()
+    assert status(volume.device).split()[2] == "aDaa"
+    volume.bench.disks[1].fail = lambda bio: False
+    for _ in range(2):  # it has not been recovered when the next table comes
+        volume.bench.load("r", volume.table)
+        volume.step()
+        assert status(volume.device).split()[4] == "reshape"
+        assert read(volume.device, 0, SIZE) == volume.model
+    volume.finish()
+    assert status(volume.device).split()[2] == "AAAA"
+    volume.check()
+
+
+def test_a_table_that_was_loaded_before_the_reshape_went_on() -> None:
+    volume = Volume("raid5_ls", 64, 3)
+    volume.reshape("raid5_n", 64, 3)
+    volume.bench.table(volume.device, volume.table)
+    volume.step()
+    volume.write(6000, pattern(2, 6000, 100))
+    volume.bench.resume(volume.device)
+    assert read(volume.device, 0, SIZE) == volume.model
+    volume.bench.table(volume.device, volume.table)
+    volume.finish()
+    volume.bench.resume(volume.device)
+    assert status(volume.device).split()[4:7] == ["idle", "0", str(FREE)]
+    volume.check()
+
+
+@pytest.mark.parametrize(
+    ("params", "refusal"),
+    [
+        (table("raid5_ls", 64, 3, "data_offset", "16384"), (errno.ENOSPC, "No space for backward reshape")),
+        (table("raid10", 64, 4, "delta_disks", "-1"), (errno.EINVAL, "Bogus raid10 data copies or delta disks")),
+    ],
+)
+def test_what_is_refused(params: str, refusal: tuple[int, str]) -> None:
+    bench = Bench()
+    bench.load("r", (Raid, 32768, table("raid5_ls", 64, 3)))
+    bench.work.advance(600)
+    assert bench.refusal(Raid, 32768, params) == refusal
+
+
+def test_what_cannot_begin() -> None:
+    volume = Volume("raid6_zr", 64, 4)
+    fewer = table("raid6_zr", 64, 4, "delta_disks", "-1", "data_offset", str(FREE))
+    volume.bench.load("r", (Raid, SIZE, fewer))
+    assert status(volume.device).split()[4] == "idle"
+    assert "device-mapper: raid: Failed to check/start reshape, continuing without change" in log(volume.bench)
+    volume.bench.load("r", (Raid, SIZE, table("raid6_nc", 32, 4)))  # there is no space for it
+    assert status(volume.device).startswith("raid6_zr 4 AAAA")
+    assert status(volume.device, StatusType.TABLE).startswith("raid6_nc 1 64 4")
+    assert read(volume.device, 0, SIZE) == volume.model
 
 
 @settings(max_examples=15, deadline=None, phases=(Phase.explicit, Phase.generate))
