@@ -21,7 +21,6 @@ from .changes import Changes
 from .control import ControlNodes, Door
 from .devices import Devices
 from .files import Files
-from .keys import Keys
 from .loopdev import Loops
 from .namespace import CONTROL, LOOP_CONTROL_DEV, Namespace
 from .nodes import ABSENT, Dir, File, Link, Node, Special
@@ -36,6 +35,7 @@ if TYPE_CHECKING:
     from dmserver.model.dm_dev import DmDev
 
     from .blockioctl import BlockIoctls
+    from .keys import Keys
 
 __all__ = ["Bridge"]
 
@@ -57,7 +57,6 @@ class Bridge:
         self.paths = Paths(self.space, self._root + b"/shadow")
         self.files: Files = Files(self)
         self.changes: Changes = Changes(self)
-        self.keys = Keys(host.mapper)
         host.mapper.call_soon = loop.call_soon_threadsafe
         self.control = ControlNodes(loop, door or host, host.mapper.events, self._observe, self._locate)
         self.loops = Loops(self.devices, lambda: os.fsdecode(self._shadow_file(b"/dev/loop", b"")))
@@ -91,6 +90,13 @@ class Bridge:
 
         return BlockIoctls(self.loop, self.devices)
 
+    @cached_property
+    def _keys(self) -> Keys:
+        """Few programs add keys."""
+        from .keys import Keys
+
+        return Keys(self.host.mapper)
+
     # -- handlers that belong to no room ----------------------------------------------------------------
 
     def ioctl(self, call: Call) -> int | Outcome:
@@ -110,6 +116,12 @@ class Bridge:
     def forget(self, call: Call) -> Outcome:
         call.supervisor.forget(call.caller.tid)
         return CONTINUE
+
+    def add_key(self, call: Call) -> Outcome:
+        return self._keys.add_key(call)
+
+    def keyctl(self, call: Call) -> Outcome:
+        return self._keys.keyctl(call)
 
     def nothing(self, call: Call) -> int:
         return 0

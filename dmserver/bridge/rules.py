@@ -1,7 +1,7 @@
 """The table of system calls that the bridge answers; specs/bridge.md shows it.
 
-`room` and `method` name the one who answers: the bridge itself, its `files`, `changes` or `keys`; the method that has
-the call's own name, or another.
+`room` and `method` name the one who answers: the bridge itself, its `files` or its `changes`; the method that has the
+call's own name, or another.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ SYSCALL_RULES: tuple[SyscallRule, ...] = (
     SyscallRule(1, "chmod fchmodat fchmodat2", "the node's mode", "changes"),
     SyscallRule(1, "utimensat", "0: times of nodes stand still", "changes"),
     SyscallRule(1, "execve execveat chroot", "carried out; what is known of the caller is void", "bridge", "forget"),
-    SyscallRule(4, "add_key", "carried out; keys of type logon and user are remembered for crypt tables", "keys"),
-    SyscallRule(4, "keyctl", "carried out; a key that is unlinked, revoked or invalidated is forgotten", "keys"),
+    SyscallRule(4, "add_key", "carried out; keys of type logon and user are remembered for crypt tables", "bridge"),
+    SyscallRule(4, "keyctl", "carried out; a key that is unlinked, revoked or invalidated is forgotten", "bridge"),
     SyscallRule(6, "setpriority", "0, whether the caller may or not", "bridge", "nothing"),
     SyscallRule(6, "mlock", "0: nothing is locked", "bridge", "nothing"),
 )
