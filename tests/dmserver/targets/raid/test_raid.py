@@ -366,6 +366,20 @@ def test_a_raid10_without_a_whole_chunk_has_nothing_to_make_equal() -> None:
     bench.remove(device)
 
 
+def test_a_resync_that_is_interrupted_as_it_ends() -> None:
+    bench = Bench()
+    device = bench.load("r", (Raid, SIZE, MIRROR))
+    bench.disks[2].slow = True
+    bench.work.advance(60)  # all is equal, and the superblocks are to tell
+    suspended = bench.suspend(device)
+    bench.disks[2].finish()
+    bench.work.run()
+    assert suspended
+    bench.resume(device)
+    bench.work.advance(60)
+    assert status(device) == "raid1 2 AA 4096/4096 idle 0 0 -"
+
+
 def test_an_interrupted_resync_goes_on() -> None:
     bench = Bench()
     device = bench.load("r", (Raid, SIZE, MIRROR))
