@@ -286,7 +286,12 @@ class Assembly:
         if len(self.members) < shape.devices or shape.level != old.shape.level or not is_known(shape):
             raise self.target.refuse(_NOT_RUN)
         backwards = found.delta < 0 or (not found.delta and found.backwards)
-        return Reshape(old, self.layout(shape, self.new_offset), found.reshape_position, backwards=backwards)
+        new = self.layout(shape, self.new_offset)
+        reshape = Reshape(old, new, found.reshape_position, backwards=backwards)
+        if not reshape.on_boundary:
+            self.target.printk(f"md/{new.name}:mdX: reshape_position not on a stripe boundary")
+            raise self.target.refuse(_NOT_RUN)
+        return reshape
 
     def check_reshape(self) -> None:
         """Once the array runs: refuse the reshape that the table asks for, or have the first resume begin it
@@ -318,6 +323,6 @@ class Assembly:
         new = self.layout(Shape(now.shape.level, layout, self.wanted.chunk, devices), self.new_offset)
         backwards = delta < 0 or (not delta and not self.offset)
         reshape = Reshape(now, new, None, backwards=backwards)
-        if reshape.window() is None or (delta >= 0 and new.size < min(now.size, self.target.len)):
+        if not reshape.limit or reshape.window() is None or (delta >= 0 and new.size < min(now.size, self.target.len)):
             return None
         return reshape

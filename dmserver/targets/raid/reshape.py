@@ -95,6 +95,13 @@ class Reshape(Personality):
         return self.new.stripe * max(self.old.shape.chunk, chunk) // chunk
 
     @property
+    def on_boundary(self) -> bool:
+        """There is an array, and its position is one that a window has reached."""
+        return 0 < self.limit >= self.position and (
+            self.finished or self.position % self._unit in (0, self.limit % self._unit)
+        )
+
+    @property
     def ahead(self) -> int:
         """What the next window does, in sync space."""
         start, end = self.window() or (0, 0)

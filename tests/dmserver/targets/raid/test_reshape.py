@@ -197,6 +197,19 @@ def test_what_is_refused(params: str, refusal: tuple[int, str]) -> None:
     assert bench.refusal(Raid, 32768, params) == refusal
 
 
+@pytest.mark.parametrize("position", [SIZE + 64, 64, 1000])
+def test_a_position_that_cannot_be(position: int) -> None:
+    volume = Volume("raid5_ls", 64, 3)
+    volume.reshape("raid5_n", 64, 3)
+    volume.bench.remove(volume.device)
+    for disk in volume.bench.disks[5:8]:
+        block = bytearray(read(disk, 0))
+        block[64:72] = position.to_bytes(8, "little")
+        write(disk, 0, bytes(block))
+    assert volume.bench.refusal(*volume.table) == (errno.EINVAL, "Failed to run raid array")
+    assert "md/raid:mdX: reshape_position not on a stripe boundary" in log(volume.bench)
+
+
 def test_what_cannot_begin() -> None:
     volume = Volume("raid6_zr", 64, 4)
     fewer = table("raid6_zr", 64, 4, "delta_disks", "-1", "data_offset", str(FREE))
