@@ -10,7 +10,7 @@ from dmserver.targets.raid.raid import Raid
 from dmserver.targets.raid.takeover import can_take_over
 
 #: Whole chunks of two, three and four devices.
-SIZE = 6144
+SIZE = 1536
 
 
 def disks(*numbers: int) -> str:
