@@ -120,9 +120,11 @@ class RegionHash:
         return self.recovering
 
     def end_recovery(self, region: Region, in_sync: bool) -> list[Bio]:
-        """The writes that waited."""
+        """The writes that waited. A region that is given up while writes are under way is kept until they end."""
         self.log.set_region_sync(region.key, in_sync)
-        self._forget(region)
+        if not region.pending:
+            self._forget(region)
         self.recovering = None
         self._copying = False
-        return region.delayed
+        delayed, region.delayed = region.delayed, []
+        return delayed

@@ -90,5 +90,22 @@ class Regions(RuleBasedStateMachine):
         assert self.delayed == (len(recovering.delayed) if recovering else 0)
 
 
+def test_a_recovery_waits_for_writes_of_one_that_was_given_up() -> None:
+    regions = Regions()
+    first, second, third = (regions.hash.enter(0, Bio(Op.WRITE, 0, 1)) for _ in range(3))
+    assert first is second is third is not None
+    regions.hash.mark_nosync(first)
+    regions.hash.leave(first)
+    assert regions.hash.prepare_recovery()
+    assert regions.hash.mark_nosync(first)
+    regions.hash.end_recovery(first, False)
+    regions.hash.leave(first)
+    CoreLog.resume(regions.log)
+    assert regions.hash.prepare_recovery()
+    assert regions.hash.start_recovery() is None
+    regions.hash.leave(first)
+    assert regions.hash.start_recovery() is first
+
+
 TestRegions = Regions.TestCase
 TestRegions.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
