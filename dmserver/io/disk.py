@@ -11,6 +11,7 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 from typing import cast
+from weakref import finalize
 
 from dmproto.wire import SECTOR_SIZE, Dev
 
@@ -66,6 +67,7 @@ class Disk(BlockDevice):
         if backing.startswith("ram:"):
             size = parse_size(backing[4:])
             self._ram = self.fd = os.memfd_create(path)
+            self._close_ram = finalize(self, os.close, self._ram)
             os.ftruncate(self._ram, size)
             self._size = size // SECTOR_SIZE
             self.limits.physical_block_size = self.limits.io_min = _PAGE
@@ -117,7 +119,7 @@ class Disk(BlockDevice):
     def free(self) -> None:
         """Give the memory of a `ram:` disk back. Nothing is read or written any more."""
         if self._ram >= 0:
-            os.close(self._ram)
+            self._close_ram()
             self._ram = self.fd = -1
 
     def submit_bio(self, bio: Bio) -> None:

@@ -86,6 +86,16 @@ def test_ram_keeps_its_content_and_does_not_discard() -> None:
     assert submit_and_wait(disk, Op.DISCARD, 0, 1) == errno.EOPNOTSUPP
 
 
+def test_memory_lives_as_long_as_the_disk() -> None:
+    disk = Disk("/dev/ram0", (1, 0), "ram:8M")
+    fd, freed = disk.fd, Disk("/dev/ram1", (1, 1), "ram:8M")
+    freed.free()
+    freed.free()
+    del disk
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(fd)
+
+
 def test_backing_must_be_a_disk(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="neither a file nor a block device"):
         Disk("/dev/d", (7, 0), str(tmp_path))
