@@ -325,4 +325,6 @@ class Assembly:
         reshape = Reshape(now, new, None, backwards=backwards)
         if not reshape.limit or reshape.window() is None or (delta >= 0 and new.size < min(now.size, self.target.len)):
             return None
+        for member in new.members[now.shape.devices :]:  # nothing is on those yet that could be missing
+            member.in_sync, member.recovered = not member.faulty, MAX_SECTOR
         return reshape

@@ -135,6 +135,18 @@ def test_devices_are_added(chunk: int) -> None:
     volume.check()
 
 
+def test_devices_are_added_that_were_to_be_rebuilt() -> None:
+    volume = Volume("raid5_n", 64, 3)
+    volume.reshape("raid5_ls", 64, 3)
+    volume.finish()
+    rebuilt = table("raid5_ls", 64, 4, "rebuild", "3", "data_offset", str(FREE))
+    volume.bench.load("r", (Raid, GROWN, rebuilt))
+    volume.reshape("raid5_ls", 64, 4, delta=1, size=GROWN)
+    volume.finish()
+    assert status(volume.device) == "raid5_ls 4 AAAA 3072/3072 idle 0 0 -"
+    assert read(volume.device, 0, SIZE) == volume.model
+
+
 def test_mirrors_are_added() -> None:
     volume = Volume("raid10", 64, 2)
     volume.reshape("raid10", 32, 2)
