@@ -139,11 +139,11 @@ def test_devices_are_added_that_were_to_be_rebuilt() -> None:
     volume = Volume("raid5_n", 64, 3)
     volume.reshape("raid5_ls", 64, 3)
     volume.finish()
-    rebuilt = table("raid5_ls", 64, 4, "rebuild", "3", "data_offset", str(FREE))
-    volume.bench.load("r", (Raid, GROWN, rebuilt))
-    volume.reshape("raid5_ls", 64, 4, delta=1, size=GROWN)
+    rebuilt = table("raid5_ls", 64, 5, "rebuild", "3", "rebuild", "4", "data_offset", str(FREE))
+    volume.bench.load("r", (Raid, 2 * SIZE, rebuilt))
+    volume.reshape("raid5_ls", 64, 5, delta=2, size=2 * SIZE)
     volume.finish()
-    assert status(volume.device) == "raid5_ls 4 AAAA 3072/3072 idle 0 0 -"
+    assert status(volume.device) == "raid5_ls 5 AAAAA 3072/3072 idle 0 0 -"
     assert read(volume.device, 0, SIZE) == volume.model
 
 
