@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from ...model.dm_target import SECTOR_SIZE
+from ..skcipher import Data, Skcipher
 from .aead import Aead
 from .ivmode import U64, IvMode
-from ..skcipher import Data, Skcipher
 
 __all__ = ["Converter", "SectorFormat"]
 

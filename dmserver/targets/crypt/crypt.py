@@ -30,12 +30,12 @@ from ...model.dm_target import (
 )
 from ...model.keyring import Keyring
 from ..shash import allocate as allocate_shash
+from ..skcipher import Skcipher, allocate
 from .aead import Aead, BadMessageError, allocate_aead
 from .convert import Converter, SectorFormat
 from .elephant import Elephant
 from .ivmode import Benbi, Eboiv, IvMode, Plain, Plain64, Plain64Be, Random, Tcw
 from .lmk import Lmk
-from ..skcipher import Skcipher, allocate
 from .spec import Spec, parse_spec
 
 __all__ = ["Crypt"]

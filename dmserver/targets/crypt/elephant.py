@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from operator import add, sub
 
+from ..skcipher import Data, Skcipher, allocate, xor
 from .aead import Aead
 from .ivmode import Crypter, Eboiv
 from .lanes import Lanes
-from ..skcipher import Data, Skcipher, allocate, xor
 
 __all__ = ["Elephant"]
 

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from itertools import cycle
 from math import floor, sin
 
+from ..skcipher import Data, Skcipher, xor
 from .aead import Aead
 from .ivmode import Crypter, IvMode
 from .lanes import Lanes
-from ..skcipher import Data, Skcipher, xor
 
 __all__ = ["Lmk", "md5_states"]
 
