@@ -20,16 +20,20 @@ import fcntl
 import os
 from collections.abc import Callable
 from struct import Struct
+from typing import TYPE_CHECKING
 
 from dmproto.wire import SECTOR_SIZE
 from dmserver.io.blockdev import BlockDevice
 from dmserver.io.disk import Disk
 from dmserver.io.disks import LOOP_MAJOR
-from dmserver.io.partition import Partitions
 
-from .devices import Devices
 from .supervisor import Call
 from .syscalls import machine
+
+if TYPE_CHECKING:
+    from dmserver.io.partition import Partitions
+
+    from .devices import Devices
 
 __all__ = ["CONTROL_IOCTLS", "LOOP_IOCTLS", "Loops"]
 

@@ -17,6 +17,7 @@ TOOL = [sys.executable, "-m", "dmserver", "run"]
 
 #: What takes long to import, and rooms that only programs with devices need.
 DEAR = {
+    "dmserver.io.partition",
     *("construct", "dataclasses", "inspect", "json", "logging", "traceback"),
     *("dmproto.linux", "dmproto.proplib", "dmproto.records"),
     *("dmserver.bridge.blockioctl", "dmserver.bridge.join", "dmserver.control.linux_table", "dmserver.control.netbsd"),
