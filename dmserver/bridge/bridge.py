@@ -59,7 +59,7 @@ class Bridge:
         self.changes: Changes = Changes(self)
         host.mapper.call_soon = loop.call_soon_threadsafe
         self.control = ControlNodes(loop, door or host, host.mapper.events, self._observe, self._locate)
-        self.loops = Loops(self.devices, lambda: os.fsdecode(self._shadow_file(b"/dev/loop", b"")))
+        self.loops = Loops(self.devices, self._empty_file, self.opens.device_of)
         self._supervisors: set[Supervisor] = set()
         self._handlers = {
             number: (name, self._handler(rule, name)) for number, (name, rule) in rules_by_number().items()
@@ -170,6 +170,9 @@ class Bridge:
         with open(real, "wb") as file:
             file.write(content)
         return real
+
+    def _empty_file(self) -> str:
+        return os.fsdecode(self._shadow_file(b"/dev/loop", b""))
 
     def _locate(self, caller: Caller, name: str) -> str:
         """What a path in a table means to the caller: a block device of the namespace, or a file of the kernel's."""

@@ -1,6 +1,6 @@
 """Loop devices for image files (linux/loop.h), of the bridge's own: losetup, kpartx and cryptsetup on a file.
 
-A loop device is a disk whose backing file comes and goes; while it has none it stands on an empty file. ::
+A loop device is a disk whose backing file comes and goes; while it has none it stands on an empty file::
 
     struct loop_info64 {                             struct loop_config {
         __u64 lo_device, lo_inode, lo_rdevice;           __u32 fd;
@@ -18,7 +18,9 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import stat
 from collections.abc import Callable
+from contextlib import suppress
 from struct import Struct
 from typing import TYPE_CHECKING
 
@@ -33,6 +35,7 @@ from .syscalls import machine
 if TYPE_CHECKING:
     from dmserver.io.partition import Partitions
 
+    from .caller import Caller
     from .devices import Devices
 
 __all__ = ["CONTROL_IOCTLS", "LOOP_IOCTLS", "Loops"]
@@ -53,6 +56,8 @@ class LoopDevice(Disk):
         super().__init__(f"/dev/loop{number}", (LOOP_MAJOR, number), empty)
         self.empty = self.backing
         self.partitions = partitions
+        #: The block device that it stands on, if that is no file.
+        self.below: BlockDevice | None = None
         self.autoclear = self.partscan = False
 
     @property
@@ -73,6 +78,7 @@ class LoopDevice(Disk):
         self.partitions.clear(self)
         self.autoclear = self.partscan = False
         self.offset = self.limit = 0
+        self.below = None
         self.bind(self.empty)
         _set_block_size(self, SECTOR_SIZE)
 
@@ -84,8 +90,7 @@ class LoopDevice(Disk):
     def set_status(self, offset: int, limit: int, flags: int) -> None:
         """Begin at the byte `offset` of the file, have at most `limit` bytes of it (0: all), and scan for partitions
         if that is new. OSError(EOVERFLOW, EAGAIN)."""
-        if max(offset, limit) >> 63:
-            raise OSError(errno.EOVERFLOW, os.strerror(errno.EOVERFLOW))
+        _check_part(offset, limit)
         if (offset, limit) != (self.offset, self.limit):
             if self.claims:
                 raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
@@ -94,16 +99,24 @@ class LoopDevice(Disk):
         self.autoclear = bool(flags & LO_FLAGS_AUTOCLEAR)
         if flags & LO_FLAGS_PARTSCAN and not self.partscan:
             self.partscan = True
-            self.partitions.scan(self)
+            with suppress(OSError):  # what cannot be read shows none (`loop_reread_partitions`)
+                self.partitions.scan(self)
 
 
 class Loops:
-    """All loop devices, and /dev/loop-control. `empty()` makes the file that unbound devices stand on."""
+    """All loop devices, and /dev/loop-control. `empty()` makes the file that unbound devices stand on; `device_of`
+    tells what block device is behind a caller's descriptor and its /proc link."""
 
-    def __init__(self, devices: Devices, empty: Callable[[], str]) -> None:
+    def __init__(
+        self,
+        devices: Devices,
+        empty: Callable[[], str],
+        device_of: Callable[[Caller, int, bytes], BlockDevice | None],
+    ) -> None:
         self.devices = devices
         self.disks = devices.mapper.disks
         self._empty = empty
+        self._device_of = device_of
 
     def control(self, call: Call) -> int:
         """An ioctl on /dev/loop-control."""
@@ -138,10 +151,15 @@ class Loops:
         _, _, _, offset, limit, _, _, _, flags, *_ = _INFO.unpack_from(data, _CONFIG_HEAD.size)
         if flags & ~LO_FLAGS:
             return -errno.EINVAL
+        _check_part(offset, limit)
         read_only = bool(flags & LO_FLAGS_READ_ONLY)
         result = self._bind(call, device, fd, block_size or SECTOR_SIZE, read_only=read_only)
         if not result and isinstance(device, LoopDevice):
-            device.set_status(offset, limit, flags)
+            try:
+                device.set_status(offset, limit, flags)
+            except OSError:
+                device.detach()
+                raise
         return result
 
     def _bind(self, call: Call, device: Disk, fd: int, block_size: int, *, read_only: bool) -> int:
@@ -153,9 +171,15 @@ class Loops:
         ours = call.caller.borrow(fd)
         try:
             writable = fcntl.fcntl(ours, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY
+            if stat.S_IFMT(os.fstat(ours).st_mode) not in (stat.S_IFREG, stat.S_IFBLK):
+                return -errno.EINVAL
         finally:
             os.close(ours)
+        below = self._device_of(call.caller, fd, backing)
+        if error := _stands_on(below, device):
+            return -error
         device.bind(os.fsdecode(backing), read_only=read_only or not writable)
+        device.below = below
         _set_block_size(device, block_size)
         return 0
 
@@ -217,6 +241,23 @@ class Loops:
 
     def nothing(self, call: Call, device: Disk) -> int:
         return 0
+
+
+def _stands_on(below: BlockDevice | None, device: LoopDevice) -> int:
+    """Why `device` cannot stand on `below` (`loop_validate_file`): EBADF when that leads back to it, EINVAL when it
+    ends at a loop device without a file, else 0."""
+    while below is not None and isinstance(loop := below.whole, LoopDevice):
+        if loop is device:
+            return errno.EBADF
+        if not loop.bound:
+            return errno.EINVAL
+        below = loop.below
+    return 0
+
+
+def _check_part(offset: int, limit: int) -> None:
+    if max(offset, limit) >> 63:
+        raise OSError(errno.EOVERFLOW, os.strerror(errno.EOVERFLOW))
 
 
 def _flags(device: Disk) -> int:

@@ -36,11 +36,27 @@ def test_bind_and_detach(dm_run: Run, image: Path) -> None:
 
 @needs("losetup")
 def test_refusals(dm_run: Run, image: Path) -> None:
-    script = """loop=$(losetup -f --show disk.img); losetup $loop disk.img; losetup -f -o $((1 << 62))0 disk.img
+    script = """loop=$(losetup -f --show disk.img); losetup $loop disk.img; losetup -f -o 9223372036854775808 disk.img
     losetup -r -f --show disk.img >/dev/null && losetup -n -O RO"""
     done = dm_run("sh", "-c", script, cwd=image.parent, check=False)
     assert done.stdout.split() == ["0", "1"]
     assert done.stderr.count("losetup:") >= 2
+
+
+@needs("losetup")
+def test_what_a_loop_device_can_stand_on(dm_run: Run, image: Path) -> None:
+    pytest.importorskip("mfusepy", exc_type=ImportError)
+    script = """one=$(losetup -f --show disk.img); two=$(losetup -f --show $one); three=$(losetup -f)
+    losetup $three /dev/null || echo EINVAL; losetup $three $three || echo EBADF
+    losetup -d $one; losetup $one $two || echo EBADF; losetup -n -O BACK-FILE $two | wc -l
+    losetup $three disk.img; blockdev --getsize64 $three"""
+    done = dm_run("sh", "-c", script, cwd=image.parent)
+    assert done.stdout.split() == ["EINVAL", "EBADF", "EBADF", "1", str(32 << 20)]
+    assert [line.rpartition(": ")[2] for line in done.stderr.splitlines()] == [
+        "Invalid argument",
+        "Bad file descriptor",
+        "Bad file descriptor",
+    ]
 
 
 @needs("losetup")
