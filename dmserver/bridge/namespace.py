@@ -1,7 +1,9 @@
 """The namespace: what stands at a path in the client's view, and what is the kernel's own business.
 
-`PATHS` is the table of path rules; specs/bridge.md shows it. A path is canonical here: absolute in the client's root,
-without links on the way. What clients make under /dev (nodes, links, directories) is kept in `made`.
+`PATHS` is the table of path rules; specs/bridge.md shows it. What the rules of /sys give is in `sysfs_paths`.
+
+A path is canonical here: absolute in the client's root, without links on the way. What clients make under /dev (nodes,
+links, directories) is kept in `made`.
 """
 
 from __future__ import annotations
@@ -9,15 +11,27 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable, Iterator, Mapping
-from functools import lru_cache, partial
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
-from dmproto.wire import Dev
 from dmserver.io.blockdev import BlockDevice
 
-from .devices import Devices, kernel_name, sysfs_path
+from .devices import Devices, kernel_name
 from .nodes import ABSENT, Absent, Dir, File, Link, Node, Owner, Private, Special
-from .sysfs import bdi_directory, block_directory
+from .sysfs_paths import (
+    bdi_dir,
+    block_dir,
+    block_dirs,
+    hidden_names,
+    is_hidden,
+    link_by_name,
+    link_by_number,
+    links_by_name,
+    links_by_number,
+    modprobe_d,
+    module_dir,
+    natives,
+)
 
 if TYPE_CHECKING:
     from dmserver.model.dm_dev import DmDev
@@ -26,9 +40,6 @@ __all__ = ["CONTROL", "CONTROL_DEV", "LOOP_CONTROL_DEV", "PATHS", "Namespace", "
 
 CONTROL_DEV, LOOP_CONTROL_DEV = (10, 236), (10, 237)
 DISK_GROUP = 6
-
-#: Modules of a cache's policies: here they are in the module of the target.
-POLICIES = {"dm-cache-smq": "dm-cache"}
 
 #: Directories under /dev that stay the kernel's.
 NATIVE_DEV = (b"/dev/shm", b"/dev/pts", b"/dev/mqueue", b"/dev/hugepages", b"/dev/fd")
@@ -128,7 +139,7 @@ def _block(device: BlockDevice) -> Special:
 def _dev(space: Namespace, name: bytes) -> Dir:
     def entries() -> Mapping[bytes, Node]:
         return {
-            **dict.fromkeys(_natives(space).values(), ABSENT),
+            **dict.fromkeys(natives(space).values(), ABSENT),
             **_devices_below(space, b"/dev/"),
             **_linked(space),
             b"mapper": _mapper(space, b"mapper"),
@@ -224,142 +235,7 @@ def _dev_node(space: Namespace, name: bytes) -> Node | None:
         return _block(device) if device else ABSENT
     path = b"/dev/" + name
     found = space._disk(path) or _group(space, name) or _disks_in(space, path)
-    return found or (ABSENT if _is_hidden(space, name) else None)
-
-
-# -- /sys ---------------------------------------------------------------------------------------------------
-
-_BLOCK = "devices/virtual/block/"
-
-
-def _links(target: str, *, partitions: bool) -> Callable[[Namespace, bytes], Dir]:
-    """A directory of links to every block device; the names of mapped devices are all ours."""
-
-    def directory(space: Namespace, name: bytes) -> Dir:
-        def entries() -> Mapping[bytes, Node]:
-            devices = space.devices if partitions else space.devices.wholes()
-            return {
-                **_hidden_names(space),
-                **{kernel_name(d).encode(): Link(f"{target}{sysfs_path(d)}".encode()) for d in devices},
-            }
-
-        return Dir(entries, overlay=True)
-
-    return directory
-
-
-@lru_cache(maxsize=1)
-def _kernels(major: int, numbers: frozenset[Dev]) -> dict[bytes, bytes]:
-    """The kernel's own devices of a major, and those of some numbers: their names by MAJ:MIN."""
-    directory, taken = b"/sys/dev/block/", {b"%d:%d" % number for number in numbers}
-    try:
-        hidden = [n for n in os.listdir(directory) if n in taken or n.startswith(b"%d:" % major)]
-        return {number: os.path.basename(os.readlink(directory + number)) for number in hidden}
-    except OSError:
-        return {}
-
-
-def _natives(space: Namespace) -> dict[bytes, bytes]:
-    """The kernel's own devices that have our numbers, and that nobody sees here: their names by MAJ:MIN."""
-    major = space.devices.major
-    return _kernels(major, frozenset(device.dev for device in space.devices if device.dev[0] != major))
-
-
-def _hidden_names(space: Namespace) -> dict[bytes, Node]:
-    """The kernel's own mapped devices, and its devices of our numbers."""
-    try:
-        mapped = [name for name in os.listdir(b"/sys/block") if name.startswith(b"dm-")]
-    except OSError:
-        mapped = []
-    return dict.fromkeys([*mapped, *_natives(space).values()], ABSENT)
-
-
-def _is_hidden(space: Namespace, name: bytes) -> bool:
-    return name.startswith(b"dm-") or name in _natives(space).values()
-
-
-def _numbers(target: str) -> Callable[[Namespace, bytes], Dir]:
-    """A directory of MAJ:MIN for every block device."""
-
-    def directory(space: Namespace, name: bytes) -> Dir:
-        def entries() -> Mapping[bytes, Node]:
-            return {
-                **dict.fromkeys(_natives(space), ABSENT),
-                **{b"%d:%d" % d.dev: Link(f"{target}{sysfs_path(d)}".encode()) for d in space.devices},
-            }
-
-        return Dir(entries, overlay=True)
-
-    return directory
-
-
-def _number(space: Namespace, name: bytes) -> Node | None:
-    device = _device_of_number(space, name)
-    if device is not None:
-        return Link(f"../../{_BLOCK}{sysfs_path(device)}".encode())
-    return ABSENT if name.startswith(b"%d:" % space.devices.major) else None
-
-
-def _device_of_number(space: Namespace, name: bytes) -> BlockDevice | None:
-    major, _, minor = name.partition(b":")
-    if not (major.isdigit() and minor.isdigit()):
-        return None
-    found = space.devices.by_dev((int(major), int(minor)))
-    return found if found is not None and any(found is device for device in space.devices) else None
-
-
-def _device_of_name(space: Namespace, name: bytes) -> BlockDevice | None:
-    wanted = name.decode("utf-8", "surrogateescape")
-    return next((device for device in space.devices if kernel_name(device) == wanted), None)
-
-
-def _name(target: str, *, partitions: bool) -> Callable[[Namespace, bytes], Node | None]:
-    def link(space: Namespace, name: bytes) -> Node | None:
-        device = _device_of_name(space, name)
-        if device and (partitions or device.whole is device):
-            return Link(f"{target}{sysfs_path(device)}".encode())
-        return ABSENT if device or _is_hidden(space, name) else None
-
-    return link
-
-
-def _block_dir(space: Namespace, name: bytes) -> Node | None:
-    device = _device_of_name(space, name)
-    if device is not None and device.whole is device:
-        return block_directory(device, space.devices)
-    return ABSENT if device or _is_hidden(space, name) else None
-
-
-def _block_dirs(space: Namespace, name: bytes) -> Dir:
-    def entries() -> Mapping[bytes, Node]:
-        found = _hidden_names(space)
-        for device in space.devices.wholes():
-            found[kernel_name(device).encode()] = block_directory(device, space.devices)
-        return found
-
-    return Dir(entries, overlay=True)
-
-
-def _bdi_dir(space: Namespace, name: bytes) -> Node | None:
-    device = _device_of_number(space, name)
-    return bdi_directory(device) if device else None
-
-
-def _module(space: Namespace, name: bytes) -> Dir | None:
-    """LVM looks here before it runs modprobe, and wants the type in LIST_VERSIONS afterwards."""
-    module = os.fsdecode(name).replace("_", "-")
-    module = POLICIES.get(module, module)
-    return Dir(dict) if module.startswith("dm-") and space.devices.registry.modprobe(module) else None
-
-
-def _modprobe_d(space: Namespace, name: bytes) -> Dir:
-    """modprobe(8) runs the command that is there for a module, and that looks into /sys/module."""
-
-    def configuration() -> bytes:
-        modules = sorted({**space.devices.registry.modules(), **POLICIES}.items())
-        return "".join(f"install {name} test -d /sys/module/{m.replace('-', '_')}\n" for name, m in modules).encode()
-
-    return Dir(lambda: {b"dmserver.conf": File(configuration)}, overlay=True)
+    return found or (ABSENT if is_hidden(space, name) else None)
 
 
 # -- /proc --------------------------------------------------------------------------------------------------
@@ -401,7 +277,7 @@ def _proc_partitions(space: Namespace, name: bytes) -> File:
     """The kernel's, with our devices in the place of those that are hidden (`show_partition`)."""
 
     def content() -> bytes:
-        hidden = _hidden_names(space)
+        hidden = hidden_names(space)
         with open("/proc/partitions", "rb") as lines:
             others = [line for line in lines if line.split()[3:4] != [] and line.split()[3] not in hidden]
         head, *others = others
@@ -444,9 +320,9 @@ PATHS: tuple[PathRule, ...] = (
         "block devices: dm-N, those of --pdev, loop devices that clients asked for, partitions; directories of links",
         _dev_node,
     ),
-    PathRule(3, "/sys/dev/block/*", "link to the device's directory", _number),
-    PathRule(3, "/sys/devices/virtual/block/*", "directory of a block device, as a kernel shows it", _block_dir),
-    PathRule(3, "/sys/devices/virtual/bdi/*", "directory with read_ahead_kb", _bdi_dir),
+    PathRule(3, "/sys/dev/block/*", "link to the device's directory", link_by_number),
+    PathRule(3, "/sys/devices/virtual/block/*", "directory of a block device, as a kernel shows it", block_dir),
+    PathRule(3, "/sys/devices/virtual/bdi/*", "directory with read_ahead_kb", bdi_dir),
     PathRule(4, "/run/cryptsetup", "a private directory", _private),
     PathRule(5, "/dev", "the kernel's directory with all virtual nodes in it", _dev),
     PathRule(5, "/run/lock/lvm", "a private directory", _private),
@@ -457,14 +333,14 @@ PATHS: tuple[PathRule, ...] = (
     PathRule(5, "/run/dmeventd-client", "a private file", _private_file),
     PathRule(5, "/run/dmeventd-server", "a private file", _private_file),
     PathRule(5, "/run/dmeventd.pid", "a private file", _private_file),
-    PathRule(7, "/sys/module/*", "directory of a target type's module, which is loaded by the look", _module),
-    PathRule(7, "/run/modprobe.d", "the kernel's directory with a file for these modules", _modprobe_d),
-    PathRule(8, "/sys/block", "the kernel's directory, mapped devices ours", _links(f"../{_BLOCK}", partitions=False)),
-    PathRule(8, "/sys/block/*", "link to the device's directory", _name(f"../{_BLOCK}", partitions=False)),
-    PathRule(8, "/sys/class/block", "likewise, with partitions", _links(f"../../{_BLOCK}", partitions=True)),
-    PathRule(8, "/sys/class/block/*", "likewise", _name(f"../../{_BLOCK}", partitions=True)),
-    PathRule(8, "/sys/dev/block", "likewise, by number", _numbers(f"../../{_BLOCK}")),
-    PathRule(8, "/sys/devices/virtual/block", "the kernel's directory, mapped devices ours", _block_dirs),
+    PathRule(7, "/sys/module/*", "directory of a target type's module, which is loaded by the look", module_dir),
+    PathRule(7, "/run/modprobe.d", "the kernel's directory with a file for these modules", modprobe_d),
+    PathRule(8, "/sys/block", "the kernel's directory, mapped devices ours", links_by_name("../", partitions=False)),
+    PathRule(8, "/sys/block/*", "link to the device's directory", link_by_name("../", partitions=False)),
+    PathRule(8, "/sys/class/block", "likewise, with partitions", links_by_name("../../", partitions=True)),
+    PathRule(8, "/sys/class/block/*", "likewise", link_by_name("../../", partitions=True)),
+    PathRule(8, "/sys/dev/block", "likewise, by number", links_by_number),
+    PathRule(8, "/sys/devices/virtual/block", "the kernel's directory, mapped devices ours", block_dirs),
 )
 
 _EXACT = {rule.path.encode(): rule for rule in PATHS if "*" not in rule.path}

@@ -1,7 +1,7 @@
 """Open block devices of clients: which descriptor they get in the device's place, and when it is closed.
 
 A mapped device gives a file of a FUSE mount; so does a disk that may be written, since the mount's file ends where the
-disk does, and its backing file would grow. To be read only, a disk gives its backing file. Reading, writing, mmap and
+disk does, and its backing file would grow. A disk that is only read gives its backing file. Reading, writing, mmap and
 AIO on them are the kernel's work. Rules:
 
 1. What is handed over is a fresh open file description with two marks that nothing else makes: the signal of

@@ -32,15 +32,24 @@ class Partition(BlockDevice):
     def __init__(self, disk: BlockDevice, entry: Entry, dev: Dev) -> None:
         self.disk = disk
         self.number, self.start, self._size, self.name = entry
+        self._read_only = False
         infix = "p" if disk.path[-1].isdigit() else ""
         super().__init__(f"{disk.path}{infix}{self.number}", dev)
         self.limits = disk.limits
-        self.read_only = disk.read_only
         self.request_based = disk.request_based
 
     @property
     def whole(self) -> BlockDevice:
         return self.disk
+
+    @property
+    def read_only(self) -> bool:
+        """It was set so itself, or the disk is (`bdev_read_only`)."""
+        return self._read_only or self.disk.read_only
+
+    @read_only.setter
+    def read_only(self, value: bool) -> None:
+        self._read_only = value
 
     @property
     def size(self) -> int:

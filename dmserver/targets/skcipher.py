@@ -19,11 +19,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from .xor import xor
+
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.ciphers import CipherContext
     from cryptography.hazmat.primitives.ciphers.modes import Mode
 
-__all__ = ["Data", "Essiv", "Skcipher", "allocate", "needs_cryptography", "xor"]
+__all__ = ["Data", "Essiv", "Skcipher", "allocate", "needs_cryptography"]
 
 BLOCK = 16
 Data = bytes | bytearray | memoryview
@@ -281,11 +283,3 @@ def needs_cryptography(name: str) -> None:
         import cryptography  # noqa: F401  # is it there?
     except ImportError:
         raise LookupError(f"cipher {name!r} needs the package `cryptography` (extra `crypt`)") from None
-
-
-def xor(*parts: Data) -> bytes:
-    """Of parts of equal size."""
-    result = 0
-    for part in parts:
-        result ^= int.from_bytes(part, "little")
-    return result.to_bytes(len(parts[0]), "little")

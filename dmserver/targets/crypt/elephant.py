@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from operator import add, sub
 
-from ..skcipher import Data, Skcipher, allocate, xor
+from ..skcipher import Data, Skcipher, allocate
+from ..xor import xor
 from .aead import Aead
-from .ivmode import Crypter, Eboiv
+from .ivmode import U64, Crypter, Eboiv
 from .lanes import Lanes
 
 __all__ = ["Elephant"]
@@ -56,7 +57,7 @@ class Elephant(Eboiv):
     def _mix_keys(self, data: Data, sectors: Sequence[int]) -> bytes:
         """Each sector with the encryption of its offset, twice: plainly, and with the last byte 0x80."""
         size = self._sector_size
-        offsets = [(sector * size & (1 << 64) - 1).to_bytes(8, "little") for sector in sectors]
+        offsets = [(sector * size & U64).to_bytes(8, "little") for sector in sectors]
         blocks = b"".join(offset + bytes(8) + offset + bytes(7) + b"\x80" for offset in offsets)
         keys = bytes(self._ecb.encrypt(blocks, [b""]))
         return xor(data, b"".join(keys[at : at + 32] * (size // 32) for at in range(0, len(keys), 32)))

@@ -9,7 +9,8 @@ import os
 from collections.abc import Callable, Sequence
 
 from ..shash import allocate
-from ..skcipher import Data, Skcipher, xor
+from ..skcipher import Data, Skcipher
+from ..xor import xor
 from .aead import Aead
 
 __all__ = ["U64", "Benbi", "Crypter", "Eboiv", "IvMode", "Plain", "Plain64", "Plain64Be", "Random", "Tcw"]

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-__all__ = ["Lanes"]
+from ..skcipher import Data
 
-Data = bytes | bytearray | memoryview
+__all__ = ["Lanes"]
 
 
 class Lanes:

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from itertools import cycle
 from math import floor, sin
 
-from ..skcipher import Data, Skcipher, xor
+from ..skcipher import Data, Skcipher
+from ..xor import xor
 from .aead import Aead
 from .ivmode import Crypter, IvMode
 from .lanes import Lanes

@@ -7,7 +7,8 @@ key stream as long as the journal, in whole pages; what follows in the stream is
 from __future__ import annotations
 
 from ...model.dm_target import SECTOR_SIZE
-from ..skcipher import Data, Skcipher, xor
+from ..skcipher import Data, Skcipher
+from ..xor import xor
 from .layout import Layout
 
 __all__ = ["COMMIT_IDS", "JournalCipher"]

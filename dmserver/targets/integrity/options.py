@@ -62,7 +62,10 @@ def parse_number(target: Target, parse: Callable[[str], int], text: str, complai
 def parse_options(target: Target, args: Arguments) -> Options:
     """The group of optional arguments. TargetError as the kernel refuses them."""
     options = Options()
-    count = parse_number(target, lambda text: args.group(0, 18), "", "Invalid number of feature args")
+    try:
+        count = args.group(0, 18)
+    except ValueError:
+        raise target.refuse("Invalid number of feature args") from None
     for option in args.take(count):
         name, colon, value = option.partition(":")
         if colon and name in NUMBERS:

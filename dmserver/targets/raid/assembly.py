@@ -2,8 +2,8 @@
 `analyse_superblocks` of Linux drivers/md/dm-raid.c).
 
 The superblocks tell what the array is, the table what it is to be. Another level takes over at once; another layout,
-chunk or number of devices needs a reshape, and that free space on the devices (`data_offset`); without such space what
-the table asks for is not heard.
+chunk or number of devices needs a reshape, which needs free space on the devices (`data_offset`); without it, what the
+table asks for is ignored.
 """
 
 from __future__ import annotations

@@ -6,15 +6,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import TYPE_CHECKING
+
+from ..gf256 import inverse, power, table
+from ..xor import xor
 
 if TYPE_CHECKING:
     from .personality import Shape
 
-__all__ = ["RAID10_OFFSET", "Copied", "Row", "Striped", "recover", "syndromes", "xor"]
+__all__ = ["RAID10_OFFSET", "Copied", "Row", "Striped", "recover", "syndromes"]
 
 #: A bit of raid10's layout numbers, which are near copies | far copies << 8 | what far copies turn among << 17.
 RAID10_OFFSET = 1 << 16
@@ -126,7 +127,7 @@ class Striped:
         else:
             first = 0 if q is None else (q + 1) % self.devices
             order = sorted(data, key=lambda device: (device - first) % self.devices)
-            exponents = {device: power for power, device in enumerate(order)}
+            exponents = {device: exponent for exponent, device in enumerate(order)}
         return Row(tuple(data), p, q, exponents)
 
     def _five(self, number: int) -> tuple[int, None, list[int]]:
@@ -150,53 +151,13 @@ class Striped:
         return p, q, [device for device in range(devices) if device not in (p, q)]
 
 
-def xor(blocks: Sequence[bytes]) -> bytes:
-    """Of blocks of the same length."""
-    total = 0
-    for block in blocks:
-        total ^= int.from_bytes(block, "little")
-    return total.to_bytes(len(blocks[0]), "little")
-
-
-def _double(value: int) -> int:
-    return (value << 1) ^ 0x11D if value & 0x80 else value << 1
-
-
-def _times(one: int, other: int) -> int:
-    """In GF(2**8) with the polynomial 0x11d."""
-    product = 0
-    while other:
-        if other & 1:
-            product ^= one
-        one, other = _double(one), other >> 1
-    return product
-
-
-@cache
-def _power(exponent: int) -> int:
-    value = 1
-    for _ in range(exponent % 255):
-        value = _double(value)
-    return value
-
-
-@cache
-def _table(factor: int) -> bytes:
-    return bytes(_times(byte, factor) for byte in range(256))
-
-
-@cache
-def _inverse(value: int) -> int:
-    return next(other for other in range(1, 256) if _times(value, other) == 1)
-
-
 def _q_of(row: Row, blocks: dict[int, bytes]) -> bytes:
-    return xor([blocks[device].translate(_table(_power(row.exponents[device]))) for device in row.data])
+    return xor(*(blocks[device].translate(table(power(row.exponents[device]))) for device in row.data))
 
 
 def syndromes(row: Row, blocks: dict[int, bytes]) -> dict[int, bytes]:
     """P, and Q if the row has it, by device, of all data blocks by device."""
-    found = {row.p: xor([blocks[device] for device in row.data])}
+    found = {row.p: xor(*(blocks[device] for device in row.data))}
     if row.q is not None:
         found[row.q] = _q_of(row, blocks)
     return found
@@ -207,7 +168,7 @@ def recover(row: Row, blocks: dict[int, bytes]) -> dict[int, bytes] | None:
     lost = [device for device in row.data if device not in blocks]
     whole = dict(blocks)
     if len(lost) == 1 and row.p in blocks:
-        whole[lost[0]] = xor([blocks[row.p], *(blocks[device] for device in row.data if device in blocks)])
+        whole[lost[0]] = xor(blocks[row.p], *(blocks[device] for device in row.data if device in blocks))
     elif lost:
         if row.q not in blocks or len(lost) > 1 + (row.p in blocks):
             return None
@@ -220,12 +181,12 @@ def _solve(row: Row, whole: dict[int, bytes], lost: list[int]) -> None:
     assert row.q is not None
     zero = bytes(len(whole[row.q]))
     known = {device: whole.get(device, zero) for device in row.data}
-    q = xor([whole[row.q], _q_of(row, known)])
-    one = _power(row.exponents[lost[0]])
+    q = xor(whole[row.q], _q_of(row, known))
+    one = power(row.exponents[lost[0]])
     if len(lost) == 1:
-        whole[lost[0]] = q.translate(_table(_inverse(one)))
+        whole[lost[0]] = q.translate(table(inverse(one)))
         return
-    other = _power(row.exponents[lost[1]])
-    p = xor([whole[row.p], *known.values()])
-    first = xor([q, p.translate(_table(other))]).translate(_table(_inverse(one ^ other)))
-    whole[lost[0]], whole[lost[1]] = first, xor([p, first])
+    other = power(row.exponents[lost[1]])
+    p = xor(whole[row.p], *known.values())
+    first = xor(q, p.translate(table(other))).translate(table(inverse(one ^ other)))
+    whole[lost[0]], whole[lost[1]] = first, xor(p, first)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
 
 from ...model.dm_target import SECTOR_SIZE, Bio, MapResult, Op
 from ..steps import Done, Step, gather
@@ -16,9 +15,6 @@ from .array import Array, Member, differing
 from .geometry import Row, Striped, recover, syndromes
 from .personality import Layout, Shape
 from .ranges import Claim
-
-if TYPE_CHECKING:
-    from .array import Array, Member
 
 __all__ = ["Parity"]
 

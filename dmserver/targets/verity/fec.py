@@ -16,7 +16,8 @@ from dataclasses import dataclass
 
 from ...model.dm_target import SECTOR_SIZE, BlockDevice, DmPdev, Op, Target
 from ..steps import Request, gather
-from .reed_solomon import correct, solve, syndrome, xor
+from ..xor import xor
+from .reed_solomon import correct, solve, syndrome
 
 __all__ = ["MAX_ROOTS", "MIN_ROOTS", "Fec", "Layout"]
 

@@ -1,5 +1,5 @@
-"""Reed-Solomon codes of 255 bytes over GF(256) (polynomial 0x11d, roots 1, a, a**2 ...), many side by side: byte n of
-each column is of code n.
+"""Reed-Solomon codes of 255 bytes over `gf256` (roots 1, a, a**2 ...; a = 2), many side by side: byte n of each column
+is of code n.
 
 What is known to be bad is an erasure: `solve` finds the errors of as many as there are syndromes. `correct` finds half
 as many in places that are not known, code by code.
@@ -9,64 +9,39 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-__all__ = ["correct", "solve", "syndrome", "xor"]
+from ..gf256 import inverse, power, table, times
+from ..xor import xor
+
+__all__ = ["correct", "solve", "syndrome"]
 
 LENGTH = 255
 
 
-def _tables() -> tuple[list[int], list[int]]:
-    exp, log, value = [0] * 510, [0] * 256, 1
-    for power in range(255):
-        exp[power] = exp[power + 255] = value
-        log[value] = power
-        value = value << 1 ^ (0x11D if value >> 7 else 0)
-    return exp, log
-
-
-_EXP, _LOG = _tables()
-
-
-def _times(a: int, b: int) -> int:
-    return _EXP[_LOG[a] + _LOG[b]] if a and b else 0
-
-
-def _inverse(a: int) -> int:
-    return _EXP[255 - _LOG[a]]
-
-
-#: `bytes.translate` tables: multiplication by each element.
-_BY = [bytes(_times(a, b) for b in range(256)) for a in range(256)]
-
-
-def xor(a: bytes, b: bytes) -> bytes:
-    return (int.from_bytes(a, "little") ^ int.from_bytes(b, "little")).to_bytes(len(a), "little")
-
-
-def syndrome(power: int, columns: Iterable[bytes], size: int) -> bytes:
-    """The received polynomial at a**power, for each byte of the blocks."""
-    table = _BY[_EXP[power]]
+def syndrome(root: int, columns: Iterable[bytes], size: int) -> bytes:
+    """The received polynomial at a**root, for each byte of the blocks."""
+    by_root = table(power(root))
     total = bytes(size)
     for column in columns:
-        total = xor(total.translate(table), column)
+        total = xor(total.translate(by_root), column)
     return total
 
 
 def solve(places: Sequence[int], syndromes: list[bytes]) -> list[bytes]:
     """The error at each of `places` (numbers of columns), from as many syndromes."""
     count = len(places)
-    rows = [[_EXP[(LENGTH - 1 - place) * power % 255] for place in places] for power in range(count)]
+    rows = [[power((LENGTH - 1 - place) * root) for place in places] for root in range(count)]
     right = list(syndromes)
     for at in range(count):
         pivot = next(row for row in range(at, count) if rows[row][at])
         rows[at], rows[pivot], right[at], right[pivot] = rows[pivot], rows[at], right[pivot], right[at]
-        scale = _inverse(rows[at][at])
-        rows[at] = [_times(scale, value) for value in rows[at]]
-        right[at] = right[at].translate(_BY[scale])
+        scale = inverse(rows[at][at])
+        rows[at] = [times(scale, value) for value in rows[at]]
+        right[at] = right[at].translate(table(scale))
         for row in range(count):
             factor = rows[row][at]
             if row != at and factor:
-                rows[row] = [value ^ _times(factor, own) for value, own in zip(rows[row], rows[at], strict=True)]
-                right[row] = xor(right[row], right[at].translate(_BY[factor]))
+                rows[row] = [value ^ times(factor, own) for value, own in zip(rows[row], rows[at], strict=True)]
+                right[row] = xor(right[row], right[at].translate(table(factor)))
     return right
 
 
@@ -94,12 +69,12 @@ def _locate(syndromes: Sequence[int]) -> list[int] | None:
     count, gap, scale = 0, 1, 1
     for step, value in enumerate(syndromes):
         for at in range(1, min(count, len(locator) - 1) + 1):
-            value ^= _times(locator[at], syndromes[step - at])
+            value ^= times(locator[at], syndromes[step - at])
         if not value:
             gap += 1
             continue
-        factor = _times(value, _inverse(scale))
-        shifted = [0] * gap + [_times(factor, each) for each in before]
+        factor = times(value, inverse(scale))
+        shifted = [0] * gap + [times(factor, each) for each in before]
         width = max(len(locator), len(shifted))
         padded, shifted = (each + [0] * (width - len(each)) for each in (locator, shifted))
         changed = [one ^ other for one, other in zip(padded, shifted, strict=True)]
@@ -114,9 +89,9 @@ def _locate(syndromes: Sequence[int]) -> list[int] | None:
     return places if len(places) == count else None
 
 
-def _value(polynomial: Sequence[int], power: int) -> int:
-    """At a**power; coefficients from the lowest on."""
+def _value(polynomial: Sequence[int], exponent: int) -> int:
+    """At a**exponent; coefficients from the lowest on."""
     total = 0
     for degree, factor in enumerate(polynomial):
-        total ^= _times(factor, _EXP[degree * power % 255])
+        total ^= times(factor, power(degree * exponent))
     return total

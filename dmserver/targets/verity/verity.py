@@ -6,7 +6,7 @@ tree: level 0 holds the digests of data blocks, each further level those of the 
 the single block on top.
 
 With use_fec_from_device, fec_blocks, fec_start and fec_roots, what does not match is mended if possible: `fec`.
-A root hash may be signed (root_hash_sig_key_desc), but there is no key that a signature could be trusted for.
+A signed root hash (root_hash_sig_key_desc) is refused with ENOKEY: there is no key that signatures are trusted for.
 restart_on_corruption and panic_on_corruption fail the bio, as the default does: no machine is ours to restart.
 """
 

@@ -62,6 +62,16 @@ def test_resize_and_delete(disk: Disk, partitions: Partitions) -> None:
     assert not partitions.of(disk)
 
 
+def test_what_is_read_only(disk: Disk, partitions: Partitions) -> None:
+    partitions.add(disk, 1, 0, 64)
+    (partition,) = partitions.of(disk)
+    told = []
+    for own, whole in ((False, False), (False, True), (True, False)):
+        partition.read_only, disk.read_only = own, whole
+        told.append(partition.read_only)
+    assert told == [False, True, True]
+
+
 def test_claims_exclude_those_of_the_disk(disk: Disk, partitions: Partitions) -> None:
     partitions.add(disk, 1, 0, 64)
     partitions.add(disk, 2, 64, 64)

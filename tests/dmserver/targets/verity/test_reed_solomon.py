@@ -38,9 +38,9 @@ def test_each_code_has_places_of_its_own() -> None:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_more_errors_than_half_the_roots(seed: int) -> None:
-    columns, errors = spoilt(seed, [5, 77, 180], [3])
+    columns, _ = spoilt(seed, [5, 77, 180], [3])
     found = correct([syndrome(power, columns, SIZE) for power in range(4)])
-    assert found is None or found != errors
+    assert found is None or len(found) <= 2  # those that lead to another code word
 
 
 def test_nothing_is_wrong() -> None:
