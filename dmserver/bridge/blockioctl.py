@@ -17,7 +17,7 @@ from dmserver.io.disks import SD_MAJOR
 from dmserver.io.zeroout import issue_zeroout
 from dmserver.loop import Loop
 
-from .devices import Devices
+from .devices import Devices, has_partscan
 from .supervisor import ANSWERED, Call, Outcome
 from .sysfs import read_ahead_sectors
 
@@ -130,7 +130,7 @@ def _change_partitions(ioctls: BlockIoctls, call: Call, device: BlockDevice) -> 
 
 
 def _read_partitions(ioctls: BlockIoctls, call: Call, device: BlockDevice) -> int:
-    if not isinstance(device, Disk) or not getattr(device, "partscan", True):
+    if not isinstance(device, Disk) or not has_partscan(device):
         return -errno.EINVAL
     ioctls.devices.partitions.scan(device)
     return 0

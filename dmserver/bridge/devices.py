@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from dmserver.io.partition import Partitions
     from dmserver.model.dm_dev import DmDev
 
-__all__ = ["Devices", "kernel_name", "sysfs_path"]
+__all__ = ["Devices", "has_partscan", "kernel_name", "sysfs_path"]
 
 
 class Devices:
@@ -74,8 +74,8 @@ class Devices:
                 yield disk
 
     def _scan(self, disk: Disk) -> None:
-        """A disk that appears may have partitions; a loop device is asked for them."""
-        if disk.dev[0] != LOOP_MAJOR:
+        """A disk that appears may have partitions."""
+        if has_partscan(disk):
             try:
                 self.partitions.scan(disk)
             except OSError:
@@ -122,6 +122,11 @@ class Devices:
             yield b"mapper/" + device.name_bytes
             if volume := udev.logical_volume(device.name, device.uuid, flags):
                 yield os.fsencode("/".join(volume))
+
+
+def has_partscan(disk: Disk) -> bool:
+    """Its partition table is read; that of a loop device only when somebody asked for it (`disk_has_partscan`)."""
+    return disk.partscan or disk.dev[0] != LOOP_MAJOR
 
 
 def kernel_name(device: BlockDevice) -> str:

@@ -58,7 +58,6 @@ class LoopDevice(Disk):
         self.partitions = partitions
         #: The block device that it stands on, if that is no file.
         self.below: BlockDevice | None = None
-        self.autoclear = self.partscan = False
 
     @property
     def bound(self) -> bool:
@@ -261,10 +260,12 @@ def _check_part(offset: int, limit: int) -> None:
 
 
 def _flags(device: Disk) -> int:
-    flags = LO_FLAGS_READ_ONLY if device.read_only else 0
-    if isinstance(device, LoopDevice):
-        flags |= LO_FLAGS_AUTOCLEAR * device.autoclear | LO_FLAGS_PARTSCAN * device.partscan
-    return flags
+    bits = {
+        LO_FLAGS_READ_ONLY: device.read_only,
+        LO_FLAGS_AUTOCLEAR: device.autoclear,
+        LO_FLAGS_PARTSCAN: device.partscan,
+    }
+    return sum(bit for bit, is_set in bits.items() if is_set)
 
 
 def _is_block_size(size: int) -> bool:

@@ -131,21 +131,18 @@ def _attributes(device: BlockDevice) -> dict[str, object]:
 def _own(device: BlockDevice) -> dict[bytes, Node]:
     if io := device.mapped_io:
         return {b"dm": Dir(lambda: _files(_dm(io.device)))}
-    backing = getattr(device, "backing", "")
-    if device.dev[0] == LOOP_MAJOR and backing and getattr(device, "bound", True):
+    if isinstance(device, Disk) and device.dev[0] == LOOP_MAJOR and device.bound:
         return {b"loop": Dir(lambda: _files(_loop(device)))}
     return {}
 
 
-def _loop(device: BlockDevice) -> dict[str, object]:
-    shown = ("backing", "offset", "limit", "autoclear", "partscan")
-    backing, offset, limit, autoclear, partscan = (getattr(device, name, 0) for name in shown)
+def _loop(disk: Disk) -> dict[str, object]:
     return {
-        "backing_file": backing,
-        "offset": offset,
-        "sizelimit": limit,
-        "autoclear": int(autoclear),
-        "partscan": int(partscan),
+        "backing_file": disk.backing,
+        "offset": disk.offset,
+        "sizelimit": disk.limit,
+        "autoclear": int(disk.autoclear),
+        "partscan": int(disk.partscan),
         "dio": 0,
     }
 

@@ -55,6 +55,8 @@ class Disk(BlockDevice):
     """
 
     offset = limit = 0
+    #: Of a loop device: it loses its backing with the last close; it was asked to have partitions.
+    autoclear = partscan = False
 
     def __init__(self, path: str, dev: Dev, backing: str, *, read_only: bool = False) -> None:
         super().__init__(path, dev)
@@ -95,6 +97,11 @@ class Disk(BlockDevice):
         """Sectors, if the backing has `size` bytes."""
         size = max(0, size - self.offset)
         return (min(size, self.limit) if self.limit else size) // SECTOR_SIZE
+
+    @property
+    def bound(self) -> bool:
+        """It has a backing; a loop device may have none."""
+        return True
 
     @property
     def is_whole(self) -> bool:

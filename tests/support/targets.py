@@ -61,6 +61,17 @@ class FaultyDisk(Disk):
         self.held: list[Bio] = []
         self.log: list[tuple[Op, int, int]] = []
 
+    def crash_after(self, writes: int) -> None:
+        """Fail all bios but the first `writes` writes and what comes between them."""
+        left = writes
+
+        def crashed(bio: Bio) -> bool:
+            nonlocal left
+            left -= bio.op is Op.WRITE
+            return left < 0
+
+        self.fail = crashed
+
     def submit_bio(self, bio: Bio) -> None:
         if self.slow:
             self.held.append(bio)

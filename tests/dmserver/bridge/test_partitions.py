@@ -48,6 +48,13 @@ def test_parted_and_kpartx(disk: str, dmserver: PrivateServer, sh: Callable[...,
     assert printed[-1] == "control"
 
 
+def test_a_loop_device_is_not_read_unless_it_was_asked_to(sh: Callable[..., list[str]]) -> None:
+    script = """printf 'label: dos\n2048 2048\n' | sfdisk -q image; loop=$(losetup -f --show image)
+    blockdev --rereadpt $loop 2>/dev/null || echo EINVAL; ls /sys/block/${loop#/dev/}/ | grep -c "^loop.*p1" || true
+    partx -a $loop; ls /sys/block/${loop#/dev/}/ | grep -c "^loop.*p1"; losetup -d $loop"""
+    assert sh(script, "sfdisk", "losetup", "partx", "blockdev") == ["EINVAL", "0", "1"]
+
+
 def test_losetup_finds_partitions(sh: Callable[..., list[str]]) -> None:
     pytest.importorskip("mfusepy", exc_type=ImportError)
     script = """printf 'label: gpt\nsize=10MiB, name=boot\nsize=16MiB' | sfdisk -q image

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.targets import Bench, discard, flush, pattern, read, status, write
 
-from dmserver.io.bio import Bio, Op
+from dmserver.io.bio import Op
 from dmserver.model.dm_dev import DmDev
 from dmserver.model.dm_target import StatusType
 from dmserver.targets.integrity.bitmap import Bitmap, Bits
@@ -102,14 +102,7 @@ def test_after_a_crash_what_might_be_wrong_is_recalculated(survived: int, mode: 
     device = load(bench)
     write(device, 0, pattern(1, 0, 300))
     bench.work.advance(10)
-    left = survived
-
-    def crashed(bio: Bio) -> bool:
-        nonlocal left
-        left -= bio.op is Op.WRITE
-        return left < 0
-
-    bench.disks[0].fail = crashed
+    bench.disks[0].crash_after(survived)
     with pytest.raises(OSError, match="write"):
         write_often(device)
     bench.remove(device)

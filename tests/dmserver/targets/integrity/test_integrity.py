@@ -173,14 +173,7 @@ def test_a_crash_at_any_write_leaves_every_block_whole(survived: int) -> None:
     bench = Bench()
     device = load(bench, f"1:0 0 - J 1 {CRC}")
     write(device, 0, pattern(1, 0, 300), fua=True)
-    left = survived
-
-    def crashed(bio: Bio) -> bool:
-        nonlocal left
-        left -= bio.op is Op.WRITE
-        return left < 0
-
-    bench.disks[0].fail = crashed
+    bench.disks[0].crash_after(survived)
     flushed = 0
     for seed in (2, 3):
         try:
